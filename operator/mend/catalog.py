@@ -1,0 +1,168 @@
+"""What lies under a run's prefix in the store: whose it is, which checkpoints are committed, and which may go."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+
+from mend.manifest import NewerManifest, UnreadableManifest, decode_manifest
+from mend.model import StoredCheckpoint, StoreView
+from mend.protocol import MANIFEST_NAME, OWNER_KEY, QUARANTINE_NAME, CheckpointRef, Message
+from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError
+
+_SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
+
+
+class Owner(Message, frozen=True, kw_only=True):
+    """The run that a prefix belongs to. It names no cluster: a run may move, its name and prefix move with it."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class PrefixOwned(StoreError):
+    """The prefix belongs to another run."""
+
+    reason: ClassVar[str] = "PrefixOwned"
+    remedy: ClassVar[str] = "give each run a prefix of its own in spec.checkpoint.uri"
+
+
+class PruneRefused(StoreError):
+    """Deleting this would lose the newest committed checkpoint, or something that is no checkpoint."""
+
+    reason: ClassVar[str] = "PruneRefused"
+
+
+class NewerCheckpoint(StoreError):
+    """A newer mend wrote here. To pass over its checkpoints would be to start again from an older one, or from none."""
+
+    reason: ClassVar[str] = "NewerCheckpoint"
+    remedy: ClassVar[str] = "upgrade mend's controller to the version of the trainer's image"
+
+
+class Catalog:
+    """A run's prefix. Synchronous: the controller asks from a thread. Manifests are read once and remembered."""
+
+    def __init__(self, store: Store, caution: str = "") -> None:
+        self._store = store
+        self._caution = caution  # shown in every view
+        self._known: dict[tuple[str, str], StoredCheckpoint] = {}
+
+    def view(self, owner: Owner) -> StoreView:
+        """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view."""
+        try:
+            self.claim(owner)
+            return StoreView(listed=True, checkpoints=self.checkpoints(), caution=self._caution)
+        except PrefixOwned as error:
+            return StoreView(problem=str(error), problem_reason=error.reason, refused=True)
+        except StoreError as error:
+            return StoreView(problem=str(error), problem_reason=error.reason)
+
+    def claim(self, owner: Owner) -> None:
+        """Make the prefix this run's, or find that it is; raises `PrefixOwned` if it is another's.
+
+        A run of the same name and another uid is the same run made anew: it takes the prefix over.
+        """
+        found = self._owner()
+        if found is None:
+            with contextlib.suppress(AlreadyExists):  # whose it is shows below
+                self._store.put_if_absent(OWNER_KEY, msgspec.json.encode(owner))
+            found = self._owner()
+        if found is not None and found != owner and (found.namespace, found.name) == (owner.namespace, owner.name):
+            self._store.put(OWNER_KEY, msgspec.json.encode(owner))
+            found = self._owner()
+        # Read back even after a conditional write: a store that ignores the condition lets the last writer win.
+        if found != owner:
+            by = f"run {found.namespace}/{found.name} (uid {found.uid})" if found else "nobody, although it was claimed"
+            remedy = f"{PrefixOwned.remedy}; if that run is gone for good, delete {OWNER_KEY} there"
+            raise PrefixOwned(self._store.uri, f"it is owned by {by}", remedy=remedy)
+
+    def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
+        """All committed checkpoints by step; one request for the folders and one per step."""
+        found: list[StoredCheckpoint] = []
+        read: dict[tuple[str, str], StoredCheckpoint] = {}
+        for folder in self._store.list("step-", delimiter="/"):
+            for save, entries in _by_save(self._store.list(folder.key)).items():
+                manifest = entries.get(MANIFEST_NAME)
+                known = self._read(save, manifest) if manifest else None
+                if manifest and known:
+                    read[manifest.key, manifest.etag] = known
+                    marked = known.quarantined or QUARANTINE_NAME in entries
+                    found.append(msgspec.structs.replace(known, quarantined=marked))
+        self._known = read
+        return tuple(sorted(found, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
+
+    def prune(self, uris: Sequence[str]) -> None:
+        """Delete these checkpoints and nothing else: the manifest first, so that a half-deleted one does not count.
+
+        Raises `PruneRefused`, before anything is deleted, if the newest sound checkpoint is among them.
+        """
+        folders = [self._folder(uri) for uri in uris]
+        sound = [each for each in self.checkpoints() if not each.quarantined]
+        newest = max(sound, key=lambda each: (each.ref.step, each.ref.attempt), default=None)
+        if newest is not None and newest.ref.uri in uris:
+            raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
+        for folder in folders:
+            keys = [entry.key for entry in self._store.list(f"{folder}/")]
+            self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
+            self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
+
+    def _owner(self) -> Owner | None:
+        try:
+            raw = self._store.get(OWNER_KEY)
+        except NotFound:
+            return None
+        try:
+            return msgspec.json.decode(raw, type=Owner)
+        except msgspec.MsgspecError as error:
+            where = f"{self._store.uri}/{OWNER_KEY}"
+            raise PrefixOwned(where, f"is not mend's: {error}; the prefix holds something else") from error
+
+    def _read(self, save: str, entry: Entry) -> StoredCheckpoint | None:
+        """The checkpoint of a manifest; a damaged one counts as quarantined, one that was just deleted as none."""
+        if known := self._known.get((entry.key, entry.etag)):
+            return known
+        try:
+            return _described(self._store.uri, save, self._store.get(entry.key, 0, entry.bytes))
+        except NotFound:
+            return None
+
+    def _folder(self, uri: str) -> str:
+        folder = uri.removeprefix(f"{self._store.uri}/")
+        if not _SAVE.fullmatch(f"{folder}/{MANIFEST_NAME}"):
+            raise PruneRefused(uri, f"is no checkpoint under {self._store.uri}")
+        return folder
+
+
+def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
+    saves: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        if found := _SAVE.fullmatch(entry.key):
+            saves.setdefault(found[1], {})[found[4]] = entry
+    return saves
+
+
+def _described(uri: str, save: str, raw: bytes) -> StoredCheckpoint:
+    named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
+    assert named is not None
+    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named[2]), attempt=int(named[3]))
+    try:
+        manifest = decode_manifest(raw)
+    except NewerManifest as error:
+        raise NewerCheckpoint(ref.uri, str(error)) from error
+    except UnreadableManifest:
+        return StoredCheckpoint(ref=ref, quarantined=True)
+    return StoredCheckpoint(
+        ref=ref,
+        run_uid=manifest.run_uid,
+        lineage=manifest.lineage,
+        world_size=manifest.world_size,
+        tokens=manifest.tokens,
+        committed_at=manifest.created_unix_seconds,
+        quarantined=(manifest.step, manifest.attempt) != (ref.step, ref.attempt),
+    )

@@ -1,0 +1,195 @@
+"""Pure: which incident is visible now, who is the culprit and how sure we are.
+
+Looks at one attempt only, the one in the status; what older attempts still say is not heard.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mend import culprit
+from mend.model import FailureClass, Incident, IncidentKind, Observation, Verdict
+from mend.presence import (
+    gone,
+    has_finished,
+    is_going,
+    is_silent,
+    rank_has_failed,
+    rank_has_finished,
+    ranks_of,
+    suspects,
+)
+from mend.protocol import FATAL_EXIT_CODES, ExitCode, RankEvidence, RankReport
+from mend.spec import Spec
+from mend.watchdog import seconds_until_hung
+
+SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
+QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
+HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
+VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")  # addresses, digests and counts differ each time
+DEVICE_ASSERT = "device-side assert"  # a CUDA error, but of the user's: an index out of bounds
+
+
+def diagnose(spec: Spec, seen: Observation) -> Incident | None:
+    """The incident of the current attempt that is visible now; None if all is well as far as one can tell.
+
+    In order of certainty: workers that are gone, ranks that ended, a loss that is no number, a gang that stands still.
+    """
+    return gone(spec, seen) or _crashed(spec, seen) or _diverged(spec, seen) or _hung(spec, seen)
+
+
+def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
+    """When to look again if nothing is heard meanwhile: the next limit that could run out, in seconds."""
+    beat = spec.health.heartbeat_seconds
+    waits = [spec.health.lost_after_seconds]
+    left = seconds_until_hung(seen.ranks, seen.step_times, spec.health.limits)
+    if left is not None:
+        waits.append(left if left > 0 else beat)
+    if any(is_silent(spec, agent) for agent in seen.agents) or any(map(rank_has_failed, seen.ranks)):
+        waits.append(beat)
+    return max(0.02, min(waits))
+
+
+# ---------------------------------------------------------------- ranks that ended
+def _crashed(spec: Spec, seen: Observation) -> Incident | None:
+    leaving = {n for worker in seen.status.participants if is_going(seen, worker) for n in ranks_of(spec, seen, worker)}
+    ended = [rank for rank in seen.ranks if rank_has_failed(rank) and rank.rank not in leaving]
+    if not ended:
+        return None
+    verdict = culprit.of_crash(ended)
+    asked = valid_evidence(seen)
+    cause = next((rank for rank in ended if rank.rank in verdict.ranks), min(ended, key=culprit.is_symptom))
+    code = cause.exit.code if cause.exit else None
+    is_open = not verdict.is_known and code != ExitCode.STORAGE
+    if is_open:
+        if leaving or _may_be_settled_soon(spec, seen, ended):
+            return None
+        verdict = _culprit_among_the_living(spec, seen, ended) if asked else verdict
+    failure = _failure_class(cause)
+    return Incident(
+        kind=IncidentKind.CORRUPT if code == ExitCode.STORAGE else IncidentKind.CRASHED,
+        failure=failure,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank.rank for rank in ended),
+        workers=(),
+        age_seconds=max(map(culprit.ended_age, ended)),
+        verdict=verdict,
+        summary=verdict.reasons[0]
+        if is_open and verdict.is_known
+        else f"rank {cause.rank} {culprit.how_it_ended(cause)}",
+        fatal=(code in FATAL_EXIT_CODES) or (cause.error is not None and cause.error.fatal),
+        needs_evidence=is_open and not asked and any(rank not in ended for rank in seen.ranks),
+        fingerprint=_fingerprint(cause) if failure is FailureClass.USER else "",
+    )
+
+
+def _may_be_settled_soon(spec: Spec, seen: Observation, ended: list[RankReport]) -> bool:
+    """All that ended were cut off by a peer; whose fault it was may become clear without asking anybody."""
+    if len(ended) == spec.workers.ranks_per_worker * len(seen.status.participants):
+        return False
+    if max(map(culprit.ended_age, ended)) < SETTLE_SECONDS:
+        return True
+    quiet = QUIET_HEARTBEATS * spec.health.heartbeat_seconds
+    working = [worker for worker in seen.status.participants if not has_finished(spec, seen, worker)]
+    views = [seen.agent_of(worker) for worker in working]
+    if any(view is not None and view.silent_seconds > quiet for view in views):
+        return True
+    return any(seen.heartbeat_of(worker) is None for worker in working)  # to a new controller, all come one by one
+
+
+def _culprit_among_the_living(spec: Spec, seen: Observation, ended: list[RankReport]) -> Verdict:
+    cut_off = {rank.rank for rank in ended}
+    living = [rank for rank in valid_evidence(seen) if rank.rank not in cut_off]
+    world = spec.workers.ranks_per_worker * len(seen.status.participants)
+    return culprit.of_hang(living, world - len(cut_off))
+
+
+def _failure_class(rank: RankReport) -> FailureClass:
+    if rank.exit and rank.exit.oom_killed:
+        return FailureClass.USER  # the same step would need the same memory again
+    if culprit.is_symptom(rank) or (rank.exit and rank.exit.code == ExitCode.STORAGE):
+        return FailureClass.INFRASTRUCTURE
+    if rank.error is None:
+        killed = rank.exit is not None and rank.exit.signal is not None
+        return FailureClass.INFRASTRUCTURE if killed else FailureClass.USER
+    text = f"{rank.error.type} {rank.error.message}".lower()
+    is_hardware = HARDWARE.search(text) is not None and DEVICE_ASSERT not in text
+    return FailureClass.INFRASTRUCTURE if is_hardware else FailureClass.USER
+
+
+def _fingerprint(rank: RankReport) -> str:
+    """Equal when the same rank code fails in the same way at the same step."""
+    how = (
+        culprit.how_it_ended(rank).removeprefix("raised ")
+        if rank.error
+        else f"exit {rank.exit.code if rank.exit else None}"
+    )
+    return f"{VARYING.sub('#', how)} after step {rank.step}"
+
+
+# ---------------------------------------------------------------- a loss that is no number
+def _diverged(spec: Spec, seen: Observation) -> Incident | None:
+    if not spec.recovery.roll_back_on_divergence:
+        return None
+    broken = [rank for rank in seen.ranks if rank.nonfinite]
+    if not broken:
+        return None
+    return Incident(
+        kind=IncidentKind.DIVERGED,
+        failure=FailureClass.USER,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank.rank for rank in broken),
+        workers=(),
+        age_seconds=min(rank.progress_seconds for rank in broken),
+        verdict=Verdict(reasons=("the loss is NaN or infinite",)),
+        summary=f"the loss is NaN or infinite after step {broken[0].step}",
+        fingerprint=f"diverged after step {broken[0].step}",
+    )
+
+
+# ---------------------------------------------------------------- a gang that stands still
+def _hung(spec: Spec, seen: Observation) -> Incident | None:
+    present = seen.status.participants
+    if any(seen.heartbeat_of(worker) is None for worker in present) or suspects(spec, seen):
+        return None  # some ranks are not known, or only by old news: this is for `gone` to judge
+    ranks = tuple(rank for rank in seen.ranks if not rank_has_finished(rank))
+    left = seconds_until_hung(ranks, seen.step_times, spec.health.limits)
+    if left is None or left > 0:
+        return None
+    evidence = valid_evidence(seen)
+    verdict = _culprit_of_hang(spec, seen, evidence)
+    stands = min(rank.progress_seconds for rank in ranks)
+    return Incident(
+        kind=IncidentKind.HUNG,
+        failure=FailureClass.HANG,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank.rank for rank in ranks),
+        workers=(),
+        age_seconds=stands,
+        verdict=verdict,
+        summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
+        needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
+    )
+
+
+def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence, ...]) -> Verdict:
+    early = [rank.rank for rank in seen.ranks if rank_has_finished(rank)]
+    waiting = [rank for rank in evidence if rank.rank not in early]
+    world = spec.workers.ranks_per_worker * len(seen.status.participants) - len(early)
+    verdict = culprit.of_hang(waiting, world) if waiting else Verdict(reasons=("no evidence was gathered",))
+    if verdict.is_known or not early:
+        return verdict
+    reasons = tuple(f"rank {rank} has already finished while the others wait" for rank in early)
+    return Verdict(ranks=tuple(early), confidence=0.7, reasons=reasons)
+
+
+def valid_evidence(seen: Observation) -> tuple[RankEvidence, ...]:
+    """What was gathered in this attempt about ranks that have not completed a step since."""
+    step = {rank.rank: rank.step for rank in seen.ranks}
+    return tuple(
+        rank
+        for each in seen.evidence
+        if each.attempt == seen.status.attempt
+        for rank in each.ranks
+        if rank.step == step.get(rank.rank)
+    )

@@ -1,0 +1,138 @@
+"""Reads the fields of a JSON object one by one and notes every problem with path, value, expectation and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+# Digits are counted: int() and timedelta() raise on absurd numbers, and \d would take other scripts' digits.
+_DURATION = re.compile(r"(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?")
+_INT32_MAX: Final = 2**31 - 1
+_ABSENT: Final = object()
+
+
+def parse_duration(text: str) -> timedelta | None:
+    """'1h30m', '45s', '300ms' as Go and Kubernetes write them; None if it is none or zero."""
+    found = _DURATION.fullmatch(text)
+    if not found or not any(found.groups()):
+        return None
+    hours, minutes, seconds, milliseconds = (int(part or 0) for part in found.groups())
+    length = timedelta(hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+    return length if length > timedelta(0) else None
+
+
+@dataclass(slots=True)
+class Fields:
+    """Reads the fields of one object, notes each problem with its full path, and what nobody asked for."""
+
+    raw: Any
+    path: str
+    problems: list[str]  # shared with the children
+    asked: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.raw, Mapping):
+            self.problems.append(f"{self.path}: got {shown(self.raw)}; expected an object")
+            self.raw = {}
+
+    def problem(self, field: str, value: Any, expected: str, remedy: str = "") -> None:
+        """Note what is wrong with a field."""
+        got = "missing" if value is _ABSENT else f"got {shown(value)}"
+        self.problems.append(f"{self.path}.{field}: {got}; expected {expected}" + (f" ({remedy})" if remedy else ""))
+
+    def take(self, field: str) -> Any:
+        """The raw value, or `_ABSENT`; an explicit null is as good as absent, as in Kubernetes."""
+        self.asked.add(field)
+        value = self.raw.get(field, _ABSENT)
+        return _ABSENT if value is None else value
+
+    def child(self, field: str, *, required: bool = False) -> Fields:
+        """The object in a field; an absent one reads as empty."""
+        path, value = f"{self.path}.{field}", self.take(field)
+        if value is _ABSENT and not required:
+            value = {}
+        if not isinstance(value, Mapping):
+            self.problem(field, value, "an object")
+            return Fields({}, path, [])  # its own gaps would only repeat this
+        return Fields(value, path, self.problems)
+
+    def mapping(self, field: str) -> dict[str, Any] | None:
+        """A required object as it is; None if there is none."""
+        value = self.take(field)
+        if not isinstance(value, Mapping):
+            self.problem(field, value, "an object")
+            return None
+        return dict(value)
+
+    def integer(self, field: str, *, default: int | None = None, at_least: int, at_most: int = _INT32_MAX) -> int:
+        """A whole number, by default up to the largest that Kubernetes counts with; required without `default`."""
+        value = self.take(field)
+        if value is _ABSENT and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
+            most = f" and at most {at_most}" if isinstance(value, int) and value > at_least else ""
+            self.problem(field, value, f"a whole number of at least {at_least}{most}")
+            return default if default is not None else at_least
+        return value
+
+    def optional_integer(self, field: str, *, at_least: int) -> int | None:
+        """A whole number, or None if absent."""
+        return self.integer(field, at_least=at_least) if self.take(field) is not _ABSENT else None
+
+    def boolean(self, field: str, default: bool) -> bool:
+        """True or false."""
+        value = self.take(field)
+        if value is _ABSENT:
+            return default
+        if not isinstance(value, bool):
+            self.problem(field, value, "true or false")
+            return default
+        return value
+
+    def text(
+        self, field: str, default: str | None, pattern: re.Pattern[str] | None = None, expected: str = "text"
+    ) -> str:
+        """A text that matches the whole pattern; required without `default`."""
+        value = self.take(field)
+        if value is _ABSENT and default is not None:
+            return default
+        if not isinstance(value, str) or (pattern and not pattern.fullmatch(value)):
+            self.problem(field, value, expected)
+            return default or ""
+        return value
+
+    def optional_text(self, field: str, pattern: re.Pattern[str], expected: str) -> str | None:
+        """A text, or None if absent."""
+        return self.text(field, None, pattern, expected) if self.take(field) is not _ABSENT else None
+
+    def seconds(self, field: str, default: str) -> float:
+        """A duration above zero, in seconds."""
+        value = self.text(field, default)
+        length = parse_duration(value)
+        if length is None:
+            self.problem(field, value, f"a duration above zero such as {default!r}")
+            length = parse_duration(default)
+            assert length is not None
+        return length.total_seconds()
+
+    def done(self) -> None:
+        """Every field that nobody asked for is a mistake; guess what was meant."""
+        for field in self.raw:
+            if field not in self.asked:
+                close = difflib.get_close_matches(field, sorted(self.asked), n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(self.asked))}"
+                self.problems.append(f"{self.path}.{field}: unknown field{hint}")
+
+
+def shown(value: Any) -> str:
+    """A value as a user would recognise it, cut to a line."""
+    if value is _ABSENT or value is None:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,84 @@
+"""What heartbeats mean to a controller: which differences are worth waking up for, and how long steps take. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from mend.model import StepTimes
+from mend.protocol import Heartbeat, Phase, RankReport
+
+SAMPLES: Final = 64
+
+
+def is_stale(old: Heartbeat | None, new: Heartbeat) -> bool:
+    """Whether `new` is older than `old`, as told by the same agent: attempts and sequences only grow."""
+    if old is None or old.agent_id != new.agent_id:
+        return False
+    return new.attempt < old.attempt or new.sequence < old.sequence
+
+
+def is_news(old: Heartbeat | None, new: Heartbeat) -> bool:
+    """Whether somebody should look: anything but the usual growth of steps and ages."""
+    if old is None:
+        return True
+    if (
+        old.agent_id != new.agent_id
+        or old.attempt != new.attempt
+        or old.state is not new.state
+        or old.terminating != new.terminating
+        or old.restored != new.restored
+        or old.quarantined != new.quarantined
+        or old.standbys_ready != new.standbys_ready
+        or old.store_port != new.store_port
+        or len(old.ranks) != len(new.ranks)
+    ):
+        return True
+    if old.save is not new.save and _saved(old) != _saved(new):
+        return True
+    return any(map(_rank_has_news, old.ranks, new.ranks))
+
+
+def _saved(beat: Heartbeat) -> object:
+    return (beat.save.committed, beat.save.failures) if beat.save else (None, 0)
+
+
+def _rank_has_news(old: RankReport, new: RankReport) -> bool:
+    """A death, an error, another process, a loss that is no number, or the first step of this attempt."""
+    return (
+        new.pid != old.pid
+        or (new.exit is None) != (old.exit is None)
+        or (new.error is None) != (old.error is None)
+        or new.nonfinite != old.nonfinite
+        or (new.steps_done > 0) != (old.steps_done > 0)
+    )
+
+
+class StepSamples:
+    """Lengths of the newest steps of one attempt, one for each step of the gang, whichever rank tells it first.
+
+    The first step of a process is left out: it compiles, allocates and warms caches. The longest gaps between marks
+    in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to attempt.
+    """
+
+    def __init__(self, attempt: int = 0, earlier: StepSamples | None = None) -> None:
+        self.attempt = attempt
+        self._steps_done = 1
+        self._longest_gaps: dict[Phase, float] = dict(earlier._longest_gaps) if earlier is not None else {}
+        self._seconds: deque[float] = deque(maxlen=SAMPLES)
+
+    def add(self, heartbeat: Heartbeat) -> None:
+        """Learns from the ranks of one worker; other attempts are ignored."""
+        if heartbeat.attempt != self.attempt:
+            return
+        for rank in heartbeat.ranks:
+            for phase, seconds in rank.longest_gaps.items():
+                self._longest_gaps[phase] = max(seconds, self._longest_gaps.get(phase, 0.0))
+            if rank.steps_done > self._steps_done:
+                self._steps_done = rank.steps_done
+                if rank.step_seconds > 0.0:
+                    self._seconds.append(rank.step_seconds)
+
+    def times(self) -> StepTimes:
+        """What was learnt so far, newest last."""
+        return StepTimes(seconds=tuple(self._seconds), longest_gaps=dict(self._longest_gaps))

@@ -1,0 +1,440 @@
+"""The facts that thinking works on: what is seen of a run, what is wrong with it, what is to be done about it.
+
+Everything here is frozen and turns into JSON and back, so that a line of the journal holds a whole decision.
+`now` and every `..._at` are seconds since the epoch by the controller's clock; ages are in seconds.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cached_property
+
+import msgspec
+from msgspec.structs import replace
+
+from mend.protocol import Ancestor, CheckpointRef, Evidence, Heartbeat, Launch, Phase, RankReport
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """Base of all facts: immutable, keyword-only, written in the API's camelCase with defaults left out."""
+
+
+# ---------------------------------------------------------------- status: what the controller remembers, in the CR
+class RunPhase(StrEnum):
+    """Where a run is in its life."""
+
+    PENDING = "Pending"  # workers are being made, nothing has trained in this attempt yet
+    RUNNING = "Running"
+    RECOVERING = "Recovering"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing will change any more."""
+        return self in (RunPhase.SUCCEEDED, RunPhase.FAILED)
+
+
+class IncidentKind(StrEnum):
+    """What can go wrong with a run."""
+
+    CRASHED = "crashed"  # a rank's process ended although it should not
+    HUNG = "hung"  # the gang makes no progress beyond the limit
+    LOST = "lost"  # a worker is silent and gone
+    PREEMPTED = "preempted"  # a worker was told to go by somebody else than mend
+    CORRUPT = "corrupt"  # a checkpoint failed verification and none could be restored
+    DIVERGED = "diverged"  # the loss is no longer a number
+
+
+class FailureClass(StrEnum):
+    """Which budget an incident is paid from."""
+
+    USER = "user"
+    INFRASTRUCTURE = "infrastructure"
+    HANG = "hang"
+    PREEMPTION = "preemption"
+
+
+class Tier(StrEnum):
+    """How to recover, least disruptive first."""
+
+    RESTART_RANKS = "restart-ranks"  # same pods, all ranks killed, standbys take over
+    REPLACE_WORKER = "replace-worker"  # the broken pod is made anew, the others restart their ranks in place
+    ROLL_BACK = "roll-back"  # restart from a checkpoint before the newest
+    GIVE_UP = "give-up"
+
+
+class Verdict(Fact, frozen=True, kw_only=True):
+    """Who did it: `ranks` is empty for `unknown`. `reasons` are sentences that a person can check."""
+
+    ranks: tuple[int, ...] = ()
+    confidence: float = 0.0  # 0..1
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anybody is named."""
+        return bool(self.ranks)
+
+
+class Incident(Fact, frozen=True, kw_only=True):
+    """Something that is wrong now, as `diagnose` sees it."""
+
+    kind: IncidentKind
+    failure: FailureClass
+    attempt: int
+    ranks: tuple[int, ...]  # in which it shows
+    workers: tuple[int, ...]  # which are affected: for lost and preempted, the ones that go
+    age_seconds: float  # how long ago it began, as far as it can be told
+    verdict: Verdict
+    summary: str  # the evidence in one line
+    fatal: bool = False  # trying again cannot help
+    needs_evidence: bool = False  # the verdict may improve by a `Gather`
+    fingerprint: str = ""  # equal for the same user error at the same step
+
+
+class IncidentRecord(Fact, frozen=True, kw_only=True):
+    """An incident in the status: what was seen, what was done, what it cost."""
+
+    id: int
+    kind: IncidentKind
+    failure: FailureClass
+    attempt: int
+    step: int  # last step that the gang had completed
+    culprit_ranks: tuple[int, ...] = ()
+    culprit_workers: tuple[int, ...] = ()
+    confidence: float = 0.0
+    reasons: tuple[str, ...] = ()
+    summary: str = ""
+    fingerprint: str = ""
+    began_at: float
+    detected_at: float
+    gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
+    tier: Tier | None = None
+    restored_step: int | None = None
+    recovered_at: float | None = None  # first new step of all ranks
+    steps_lost: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """The run is not yet back from it."""
+        return self.recovered_at is None
+
+
+class Condition(Fact, frozen=True, kw_only=True):
+    """As metav1.Condition; times are RFC 3339, set by the writer of the status."""
+
+    type: str
+    status: str  # "True", "False" or "Unknown"
+    reason: str
+    message: str = ""
+    since: float = 0.0  # last transition
+
+
+class CheckpointStatus(Fact, frozen=True, kw_only=True):
+    """The newest committed checkpoint on the lineage."""
+
+    step: int
+    attempt: int
+    uri: str
+    committed_at: float
+    verified: bool = False  # its digests were checked (by a restore or a verification)
+
+
+class WorkerCounts(Fact, frozen=True, kw_only=True):
+    """Workers wanted, connected, and taking part in the current attempt."""
+
+    desired: int = 0
+    ready: int = 0
+    participating: int = 0
+
+
+class Ledger(Fact, frozen=True, kw_only=True):
+    """Seconds of the run's life by what they were spent on; `productive` are steps that were kept."""
+
+    pending: float = 0.0  # waiting for workers
+    starting: float = 0.0  # from the first launch to the first step
+    productive: float = 0.0
+    lost: float = 0.0  # steps that had to be done again
+    detecting: float = 0.0
+    recovering: float = 0.0
+    suspended: float = 0.0
+    goodput: float = 0.0  # productive / all but suspended
+
+
+class RunStatus(Fact, frozen=True, kw_only=True):
+    """Everything that the controller remembers of a run; a new leader continues from it."""
+
+    phase: RunPhase = RunPhase.PENDING
+    observed_generation: int = 0
+    attempt: int = 0
+    attempt_started_at: float | None = None
+    follows: int | None = None  # until its launch: the attempt that this one carries on; `lineage` is still of that
+    lineage: tuple[Ancestor, ...] = ()  # ancestors of the attempt, oldest first
+    participants: tuple[int, ...] = ()  # workers of this attempt
+    restore: tuple[CheckpointRef, ...] = ()  # what this attempt's ranks were told they may start from
+    restored_step: int | None = None  # what the attempt started from (-1: fresh); None until a rank has said so
+    roll_back_before: int | None = None  # restore only checkpoints below this step
+    saving_until: float | None = None  # the ranks were asked to save and end, so that another gang can take over
+    step: int = -1
+    loss: float | None = None
+    tokens: int = 0
+    recoveries: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    reported_at: float = 0.0  # when step, loss and ledger were last written
+    accounted_at: float | None = None  # up to when the ledger is
+    checkpoint: CheckpointStatus | None = None
+    incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
+    spent: dict[FailureClass, tuple[float, ...]] = {}  # when each budget was drawn on, within its window
+    replacing: tuple[str, ...] = ()  # uids of pods that are to go
+    workers: WorkerCounts = WorkerCounts()
+    ledger: Ledger = Ledger()
+    conditions: tuple[Condition, ...] = ()
+    accepted_spec: str = ""  # the last spec that could be run, as `noted` encodes it: goes on when a new one cannot
+
+    @property
+    def open_incident(self) -> IncidentRecord | None:
+        """The incident that the run is not yet back from."""
+        return self.incidents[-1] if self.incidents and self.incidents[-1].is_open else None
+
+
+MAX_INCIDENTS = 20
+
+
+# ---------------------------------------------------------------- observation: what is
+class PodPhase(StrEnum):
+    """As in Kubernetes."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+class WorkerPod(Fact, frozen=True, kw_only=True):
+    """A pod of the run as the API server tells."""
+
+    index: int
+    name: str
+    uid: str
+    phase: PodPhase = PodPhase.PENDING
+    ip: str = ""
+    node: str = ""
+    node_ready: bool = True
+    attempt: int = 0  # label: the attempt it was made for
+    deleting: bool = False
+    age_seconds: float = 0.0
+    exit_code: int | None = None
+    reason: str = ""  # of the pod or its trainer container: Evicted, Preempting, OOMKilled, ErrImagePull...
+    message: str = ""
+    log_tail: tuple[str, ...] = ()
+
+
+class AgentView(Fact, frozen=True, kw_only=True):
+    """What the stream to one agent tells; `heartbeat` may be old: see `silent_seconds`."""
+
+    worker: int
+    pod_uid: str
+    connected: bool
+    silent_seconds: float
+    heartbeat: Heartbeat | None = None
+    problem: str = ""  # why it is not connected: refused, unauthorized, ...
+
+
+class StoredCheckpoint(Fact, frozen=True, kw_only=True):
+    """A committed checkpoint as the store's listing and its manifest tell."""
+
+    ref: CheckpointRef
+    run_uid: str = ""  # of the run that made it: the present one, or one that had the prefix before
+    lineage: tuple[Ancestor, ...] = ()
+    world_size: int = 0
+    tokens: int = 0
+    committed_at: float = 0.0
+    quarantined: bool = False
+    verified: bool = False
+
+
+class StoreView(Fact, frozen=True, kw_only=True):
+    """What is known of the run's prefix in the store. `listed` is false until the first listing has worked.
+
+    `listed_for` and `listed_beside` say how fresh the listing is: the attempt that was the present one when it began,
+    and the pods that were to be replaced and not yet gone then. What these committed later is not in it.
+    """
+
+    listed: bool = False
+    listed_for: int = -1
+    listed_beside: tuple[str, ...] = ()
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
+    problem: str = ""  # shown as a condition; "" when all is well
+    problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
+    caution: str = ""  # what the store does not do, although one can train on it
+    refused: bool = False  # the prefix belongs to another run: never start
+
+
+class StepTimes(Fact, frozen=True, kw_only=True):
+    """What is learnt about this attempt's steps: a bounded sample of their lengths in seconds, newest last."""
+
+    seconds: tuple[float, ...] = ()
+    longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
+
+
+class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
+    """Everything that a decision about one run may depend on, besides its spec and `now`."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    created_at: float
+    status: RunStatus
+    pods: tuple[WorkerPod, ...] = ()
+    agents: tuple[AgentView, ...] = ()
+    evidence: tuple[Evidence, ...] = ()  # gathered in the current attempt
+    store: StoreView = StoreView()
+    step_times: StepTimes = StepTimes()
+    has_service: bool = False
+    has_token: bool = False
+    deleting: bool = False
+    spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
+    predecessors: tuple[str, ...] = ()  # pods that a run of this name, now deleted, has left: they may yet save
+
+    def pod_of(self, worker: int) -> WorkerPod | None:
+        """The pod that stands for this worker now: the newest that is not to be replaced."""
+        return self._standing.get(worker)
+
+    def agent_of(self, worker: int) -> AgentView | None:
+        """The stream to the agent in that very pod."""
+        pod = self.pod_of(worker)
+        return self._agents_by_pod.get(pod.uid) if pod else None
+
+    def heartbeat_of(self, worker: int) -> Heartbeat | None:
+        """The worker's last snapshot, if it is about the current attempt."""
+        agent = self.agent_of(worker)
+        beat = agent.heartbeat if agent else None
+        return beat if beat and beat.attempt == self.status.attempt else None
+
+    @cached_property
+    def _standing(self) -> dict[int, WorkerPod]:
+        staying = [pod for pod in self.pods if pod.uid not in self.status.replacing]
+        return {pod.index: pod for pod in sorted(staying, key=lambda pod: (not pod.deleting, pod.attempt))}
+
+    @cached_property
+    def _agents_by_pod(self) -> dict[str, AgentView]:
+        return {each.pod_uid: each for each in self.agents}
+
+    @cached_property
+    def ranks(self) -> tuple[RankReport, ...]:
+        """Every rank of the current attempt that is known of, in rank order, its ages carried on to now."""
+        reports = [
+            replace(
+                rank,
+                progress_seconds=rank.progress_seconds + agent.silent_seconds,
+                phase_seconds=rank.phase_seconds + agent.silent_seconds,
+            )
+            for worker in self.status.participants
+            if (agent := self.agent_of(worker)) and (beat := self.heartbeat_of(worker))
+            for rank in beat.ranks
+        ]
+        return tuple(sorted(reports, key=lambda rank: rank.rank))
+
+
+# ---------------------------------------------------------------- decision: what to do
+class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="action"):
+    """Something to change in the world. Doing it twice is the same as doing it once."""
+
+
+class CreateToken(Action, frozen=True, kw_only=True, tag="create-token"):
+    """Make the run's Secret."""
+
+
+class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
+    """Make the run's headless service."""
+
+
+class CreateWorker(Action, frozen=True, kw_only=True, tag="create-worker"):
+    """Make the pod of worker `index` for `attempt`."""
+
+    index: int
+    attempt: int
+
+
+class DeleteWorker(Action, frozen=True, kw_only=True, tag="delete-worker"):
+    """Delete this very pod (uid precondition). `grace_seconds` 0 forces it off a dead node."""
+
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+    reason: str = ""
+
+
+class SendLaunch(Action, frozen=True, kw_only=True, tag="send-launch"):
+    """Tell the agent of `worker` (in this very pod) to start its ranks."""
+
+    worker: int
+    pod_uid: str
+    launch: Launch
+
+
+class SendGather(Action, frozen=True, kw_only=True, tag="send-gather"):
+    """Ask the agent for evidence."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
+    seconds: float
+
+
+class SendStop(Action, frozen=True, kw_only=True, tag="send-stop"):
+    """Tell the agent to end its ranks up to `attempt`, and with `exit` itself."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
+    reason: str
+    grace_seconds: float = 0.0
+    exit: bool = False
+    exit_code: int = 0
+
+
+class EmitEvent(Action, frozen=True, kw_only=True, tag="emit-event"):
+    """Record a Kubernetes Event on the run."""
+
+    type: str  # Normal or Warning
+    reason: str
+    message: str
+
+
+class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints"):
+    """Delete these committed checkpoints (and nothing else)."""
+
+    uris: tuple[str, ...]
+
+
+class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
+    """The run's time to live after its end is over."""
+
+
+AnyAction = (
+    CreateToken
+    | CreateService
+    | CreateWorker
+    | DeleteWorker
+    | SendLaunch
+    | SendGather
+    | SendStop
+    | EmitEvent
+    | PruneCheckpoints
+    | DeleteRun
+)
+
+
+class Decision(Fact, frozen=True, kw_only=True):
+    """What to do now: `status` is written first, then the actions done in order, then look again after `wake_after`."""
+
+    status: RunStatus
+    actions: tuple[AnyAction, ...] = ()
+    reason: str = ""
+    wake_after: float | None = None  # seconds; None: only when something changes

@@ -1,0 +1,113 @@
+"""Translates what the API server tells about a run into facts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from mend.agents import Target
+from mend.crstatus import from_resource
+from mend.model import Observation, PodPhase, WorkerPod
+from mend.protocol import AGENT_PORT, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
+
+JsonObject = Mapping[str, Any]
+LOG_LINES = 20
+
+
+def bare_observation(run: JsonObject, now: float) -> Observation:
+    """A run by its own word alone. Raises `UnreadableStatus`."""
+    meta = run["metadata"]
+    return Observation(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=meta.get("generation") or 0,
+        created_at=_seconds(meta.get("creationTimestamp"), now),
+        status=from_resource(run.get("status")),
+        deleting=bool(meta.get("deletionTimestamp")),
+    )
+
+
+def worker_pod(pod: JsonObject, nodes: Mapping[str, JsonObject], now: float) -> WorkerPod:
+    """One pod as a fact; `nodes` are the cluster's by name. An unknown node counts as ready: no news is no evidence."""
+    meta, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
+    state = _trainer_state(status)
+    ended = state.get("terminated") or {}
+    node = spec.get("nodeName") or ""
+    labels = meta.get("labels") or {}
+    return WorkerPod(
+        index=_number(labels.get(LABEL_WORKER), -1),
+        name=meta["name"],
+        uid=meta["uid"],
+        phase=PodPhase(status.get("phase") or PodPhase.PENDING),
+        ip=status.get("podIP") or "",
+        node=node,
+        node_ready=node not in nodes or _is_ready(nodes[node]),
+        attempt=_number(labels.get(LABEL_ATTEMPT), 0),
+        deleting=bool(meta.get("deletionTimestamp")),
+        age_seconds=max(0.0, now - _seconds(meta.get("creationTimestamp"), now)),
+        exit_code=ended.get("exitCode"),
+        reason=_reason(status, state),
+        message=(status.get("message") or ended.get("message") or (state.get("waiting") or {}).get("message") or ""),
+    )
+
+
+def belongs_to(thing: JsonObject, uid: str) -> bool:
+    """Whether an object is of the run with this uid, and not of one that had its name before."""
+    return any(owner.get("uid") == uid for owner in thing["metadata"].get("ownerReferences") or ())
+
+
+def targets(pods: Iterable[WorkerPod], token: str | None) -> list[Target]:
+    """The agents that should answer: of pods that have an address and have not ended."""
+    return [
+        Target(pod.index, pod.uid, pod.ip, AGENT_PORT, token, started=pod.phase is PodPhase.RUNNING)
+        for pod in pods
+        if token and pod.ip and pod.phase in (PodPhase.PENDING, PodPhase.RUNNING)
+    ]
+
+
+def decoded(secret: JsonObject, names: Iterable[str]) -> dict[str, str]:
+    """The plain text under these names of a Secret; what else is in it, binary perhaps, is nobody's business here."""
+    data = secret.get("data") or {}
+    return {name: base64.b64decode(data[name]).decode(errors="replace") for name in names if data.get(name)}
+
+
+def _trainer_state(status: JsonObject) -> JsonObject:
+    statuses: Iterable[JsonObject] = status.get("containerStatuses") or ()
+    for container in statuses:
+        if container.get("name") == TRAINER_CONTAINER:
+            state: JsonObject = container.get("state") or {}
+            return state
+    return {}
+
+
+def _reason(status: JsonObject, state: JsonObject) -> str:
+    """The most telling word: a disruption, the pod's own, why the trainer ended or waits, why nothing took the pod."""
+    conditions = {each.get("type"): each for each in status.get("conditions") or ()}
+    if (conditions.get("DisruptionTarget") or {}).get("status") == "True":
+        return "DisruptionTarget"
+    scheduled = conditions.get("PodScheduled") or {}
+    return str(
+        status.get("reason")
+        or (state.get("terminated") or {}).get("reason")
+        or (state.get("waiting") or {}).get("reason")
+        or (scheduled.get("reason") if scheduled.get("status") == "False" else "")
+        or ""
+    )
+
+
+def _is_ready(node: JsonObject) -> bool:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    ready = next((each for each in conditions if each.get("type") == "Ready"), {"status": "True"})
+    return ready.get("status") == "True"
+
+
+def _number(label: str | None, default: int) -> int:
+    """A label that somebody has spoilt must not stop the run: a pod of no worker is removed and made anew."""
+    return int(label) if label and label.isascii() and label.isdigit() else default
+
+
+def _seconds(timestamp: str | None, default: float) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else default

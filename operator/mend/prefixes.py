@@ -1,0 +1,224 @@
+"""What is known of each run's prefix in the object store: listed in the background, completed by what ranks report.
+
+The store may be slow or away; a look at a run never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from mend.agents import RunKey
+from mend.catalog import Catalog, Owner
+from mend.kube.client import SECRETS, KubeClient
+from mend.kube.errors import ApiError, NotFound
+from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
+from mend.observe import decoded
+from mend.protocol import CheckpointRef
+from mend.spec import Checkpointing
+from mend.store import Credentials, StoreError, open_store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RETRY_SECONDS = 2.0
+AWS_NAMES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+)
+DEADLINE_SECONDS = 10.0
+NO_CONDITIONAL_WRITES = (
+    "the store ignores conditional writes (If-None-Match): two writers could overwrite each other unnoticed; "
+    "make sure that nothing else writes under spec.checkpoint.uri"
+)
+THREADS = 32  # a store that does not answer holds one until the deadline; runs with other stores must not wait for it
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """One run's prefix. `pruned` are checkpoints that a listing under way may still have seen."""
+
+    owner: Owner
+    rules: Checkpointing
+    view: StoreView = field(default_factory=StoreView)
+    catalog: Catalog | None = None
+    task: asyncio.Task[None] | None = None
+    retry_at: float = 0.0
+    reported: dict[str, StoredCheckpoint] = field(default_factory=dict)
+    spoilt: set[str] = field(default_factory=set)
+    verified: set[str] = field(default_factory=set)
+    pruned: set[str] = field(default_factory=set)
+
+
+class Prefixes:
+    """The prefixes of all runs. `on_news(run)` is called when a listing has ended, however it went."""
+
+    def __init__(self, client: KubeClient, *, on_news: Callable[[RunKey], None]) -> None:
+        self._client = client
+        self._on_news = on_news
+        self._prefixes: dict[RunKey, _Prefix] = {}
+        self._pruning: dict[RunKey, asyncio.Task[None]] = {}
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+
+    async def close(self) -> None:
+        """Ends what goes on in the background."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        tasks = [prefix.task for prefix in self._prefixes.values() if prefix.task] + [*self._pruning.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def want(self, run: RunKey, uid: str, rules: Checkpointing, status: RunStatus) -> None:
+        """This is the run's prefix now: list it if it has to be known anew.
+
+        That is at first sight, for each new attempt, and once pods that it replaces are gone: a rank may have committed
+        with its last breath. The listing says what it was made for, so that one begun too early is not taken for it.
+        """
+        owner = Owner(namespace=run[0], name=run[1], uid=uid)
+        prefix = self._prefixes.get(run)
+        if prefix is None or prefix.owner != owner or _place(prefix.rules) != _place(rules):
+            self.forget(run)
+            prefix = self._prefixes[run] = _Prefix(owner, rules)
+        view = prefix.view
+        known = view.listed and view.listed_for == status.attempt and set(view.listed_beside) <= set(status.replacing)
+        outdated = not known or view.problem
+        if outdated and prefix.task is None and asyncio.get_running_loop().time() >= prefix.retry_at:
+            prefix.task = asyncio.create_task(self._list(run, prefix, status))
+            prefix.task.add_done_callback(partial(self._listed, run, prefix))
+
+    def view(self, run: RunKey, status: RunStatus, agents: tuple[AgentView, ...], now: float) -> StoreView:
+        """The last listing, with what the ranks have reported since."""
+        prefix = self._prefixes[run]
+        for agent in agents:
+            self._hear(prefix, status, agent, now)
+        known = {each.ref.uri: each for each in (*prefix.reported.values(), *prefix.view.checkpoints)}
+        checkpoints = tuple(
+            replace(
+                each,
+                quarantined=each.quarantined or uri in prefix.spoilt,
+                verified=each.verified or uri in prefix.verified,
+            )
+            for uri, each in sorted(known.items())
+        )
+        return replace(prefix.view, checkpoints=checkpoints)
+
+    def prune(self, run: RunKey, uris: tuple[str, ...]) -> None:
+        """Delete these checkpoints in the background."""
+        prefix = self._prefixes.get(run)
+        if prefix is not None and prefix.catalog is not None and run not in self._pruning:
+            self._pruning[run] = asyncio.create_task(self._prune(run, prefix, prefix.catalog, uris))
+
+    def forget(self, run: RunKey) -> None:
+        """The run is gone; its checkpoints stay."""
+        prefix = self._prefixes.pop(run, None)
+        if prefix is not None and prefix.task is not None:
+            prefix.task.cancel()
+
+    def _hear(self, prefix: _Prefix, status: RunStatus, agent: AgentView, now: float) -> None:
+        """What one agent reports about checkpoints of the current attempt."""
+        beat = agent.heartbeat
+        if beat is None:
+            return
+        prefix.spoilt.update(beat.quarantined)
+        if beat.restored is not None and beat.restored.uri:
+            prefix.verified.add(beat.restored.uri)
+        # Until its launch an attempt stands on the line of the one that it follows, whose last words count.
+        current = status.attempt if status.follows is None else status.follows
+        if beat.save is not None and beat.save.committed is not None and beat.attempt == current:
+            ref = beat.save.committed
+            at = now - beat.save.committed_age_seconds
+            prefix.reported.setdefault(ref.uri, _reported(prefix.owner.uid, ref, status, at))
+
+    async def _list(self, run: RunKey, prefix: _Prefix, status: RunStatus) -> None:
+        prefix.pruned.clear()
+        try:
+            if prefix.catalog is None:
+                environment = await self._secret(run[0], prefix.rules.credentials_secret)
+                prefix.catalog = await self._in_thread(_open, prefix.rules, environment)
+            view = await self._in_thread(prefix.catalog.view, prefix.owner)
+        except NotFound:
+            name = prefix.rules.credentials_secret
+            message = f"spec.checkpoint.credentialsSecret: there is no Secret {name!r} in namespace {run[0]}"
+            view = replace(prefix.view, problem=message, problem_reason="SecretNotFound")
+        except (ApiError, StoreError) as error:
+            reason = error.reason if isinstance(error, StoreError) else type(error).__name__
+            view = replace(prefix.view, problem=str(error), problem_reason=reason)
+        prefix.view = view
+        if view.problem:
+            self._try_later(prefix)
+        else:
+            found = tuple(each for each in view.checkpoints if each.ref.uri not in prefix.pruned)
+            prefix.view = replace(view, checkpoints=found, listed_for=status.attempt, listed_beside=status.replacing)
+            listed = {each.ref.uri for each in found}
+            prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in listed}
+
+    def _listed(self, run: RunKey, prefix: _Prefix, listing: asyncio.Task[None]) -> None:
+        """A listing has ended. A mistake of ours is shown as what is wrong with the store: it must not stay unheard."""
+        prefix.task = None
+        if listing.cancelled():
+            return
+        if error := listing.exception():
+            log.error("run %s: its checkpoints could not be listed", "/".join(run), exc_info=error)
+            prefix.view = replace(prefix.view, problem=f"unexpected: {error!r}", problem_reason="InternalError")
+            self._try_later(prefix)
+        self._on_news(run)
+
+    def _try_later(self, prefix: _Prefix) -> None:
+        prefix.catalog = None  # its credentials may be what is wrong, and may have changed
+        prefix.retry_at = asyncio.get_running_loop().time() + RETRY_SECONDS
+
+    async def _prune(self, run: RunKey, prefix: _Prefix, catalog: Catalog, uris: tuple[str, ...]) -> None:
+        try:
+            await self._in_thread(catalog.prune, uris)
+        except StoreError as error:
+            log.warning("run %s: retention could not delete: %s", "/".join(run), error)
+        else:
+            gone = set(uris)
+            prefix.pruned |= gone
+            left = tuple(each for each in prefix.view.checkpoints if each.ref.uri not in gone)
+            prefix.view = replace(prefix.view, checkpoints=left)
+            prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in gone}
+        finally:
+            self._pruning.pop(run, None)
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    async def _secret(self, namespace: str, name: str | None) -> dict[str, str]:
+        """The Secret that the spec names, as environment; none means what AWS tools find in the controller's own."""
+        if name is None:
+            return {}
+        return decoded(await self._client.get(SECRETS, namespace, name), AWS_NAMES)
+
+
+def _place(rules: Checkpointing) -> tuple[str, str | None, str | None]:
+    """Where a prefix is and how one gets there: if that changes, everything has to be found out anew."""
+    return rules.uri, rules.endpoint, rules.credentials_secret
+
+
+def _open(rules: Checkpointing, environment: Mapping[str, str]) -> Catalog:
+    """The catalog of a prefix, once everything that mend needs of the store has been tried on it."""
+    credentials = Credentials(
+        access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=environment.get("AWS_SESSION_TOKEN"),
+        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
+    )
+    endpoint = rules.endpoint or environment.get("AWS_ENDPOINT_URL")
+    store = open_store(rules.uri, endpoint, credentials, deadline_seconds=DEADLINE_SECONDS)
+    return Catalog(store, caution="" if store.probe().conditional_writes else NO_CONDITIONAL_WRITES)
+
+
+def _reported(uid: str, ref: CheckpointRef, status: RunStatus, at: float) -> StoredCheckpoint:
+    return StoredCheckpoint(ref=ref, run_uid=uid, lineage=status.lineage, committed_at=at)

@@ -1,0 +1,257 @@
+"""Pure: which workers of a run are there, silent, going or gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from mend import culprit
+from mend.model import AgentView, FailureClass, Incident, IncidentKind, Observation, PodPhase, Verdict, WorkerPod
+from mend.protocol import FATAL_EXIT_CODES, ExitCode, Phase, RankReport
+from mend.spec import Spec
+from mend.watchdog import seconds_until_hung
+
+SUSPECT_HEARTBEATS = 3
+CONFIRM_SECONDS = 1.0  # a refused connection must last so long before a worker counts as lost
+SAID_CHARACTERS = 200  # of a line that a user's program wrote: it may be of any length
+SAID_WORKERS = 8
+ENDED = (PodPhase.SUCCEEDED, PodPhase.FAILED)
+DISRUPTIONS = frozenset(
+    {"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated", "DisruptionTarget", "TaintManagerEviction"}
+)
+STEPPING = frozenset({Phase.DATA, Phase.STEP, Phase.COLLECTIVE})
+
+
+# ---------------------------------------------------------------- who is where
+def ranks_of(spec: Spec, seen: Observation, worker: int) -> tuple[int, ...]:
+    """The ranks that a worker holds in this attempt; none if it takes no part."""
+    if worker not in seen.status.participants:
+        return ()
+    size = spec.workers.ranks_per_worker
+    first = seen.status.participants.index(worker) * size
+    return tuple(range(first, first + size))
+
+
+def workers_of(spec: Spec, seen: Observation, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """The workers that hold these ranks in this attempt."""
+    places = sorted({rank // spec.workers.ranks_per_worker for rank in ranks})
+    present = seen.status.participants
+    return tuple(present[place] for place in places if place < len(present))
+
+
+def gang_step(seen: Observation) -> int:
+    """The newest step that any rank tells of: they step together, so who tells of an older one has not been heard."""
+    told = [rank.step for rank in seen.ranks if rank.steps_done > 0 or rank_has_finished(rank)]
+    return max(told, default=seen.status.step)
+
+
+def suspects(spec: Spec, seen: Observation) -> tuple[int, ...]:
+    """Participants that have been silent for three heartbeats: no reason to act yet, but to be shown."""
+    return tuple(worker for worker in seen.status.participants if is_silent(spec, seen.agent_of(worker)))
+
+
+def is_silent(spec: Spec, agent: AgentView | None) -> bool:
+    """Whether nothing was heard of it for three heartbeats."""
+    return agent is None or agent.silent_seconds > suspect_after(spec)
+
+
+def suspect_after(spec: Spec) -> float:
+    """Seconds of silence that are remarkable."""
+    return SUSPECT_HEARTBEATS * spec.health.heartbeat_seconds
+
+
+def is_ready(spec: Spec, seen: Observation, worker: int) -> bool:
+    """Whether its agent is connected, heard, and able to take ranks: a stopped process keeps its connections."""
+    pod, agent = seen.pod_of(worker), seen.agent_of(worker)
+    if pod is None or pod.deleting or agent is None or not agent.connected or agent.heartbeat is None:
+        return False
+    if is_silent(spec, agent):
+        return False
+    return agent.heartbeat.store_port > 0 and not agent.heartbeat.terminating
+
+
+def is_going(seen: Observation, worker: int) -> bool:
+    """Whether it was told to go, by whomever."""
+    pod, agent = seen.pod_of(worker), seen.agent_of(worker)
+    told = agent is not None and agent.heartbeat is not None and agent.heartbeat.terminating
+    return told or (pod is not None and pod.deleting)
+
+
+def has_finished(spec: Spec, seen: Observation, worker: int) -> bool:
+    """Whether all its ranks have done their work."""
+    pod, beat = seen.pod_of(worker), seen.heartbeat_of(worker)
+    if pod is not None and pod.phase is PodPhase.SUCCEEDED:
+        return True  # an agent ends so only when all its ranks did
+    return (
+        beat is not None
+        and len(beat.ranks) == spec.workers.ranks_per_worker
+        and all(rank_has_finished(rank) for rank in beat.ranks)
+    )
+
+
+def rank_has_finished(rank: RankReport) -> bool:
+    """Whether its process ended as it should."""
+    return rank.exit is not None and rank.exit.code == ExitCode.SUCCEEDED
+
+
+def rank_has_failed(rank: RankReport) -> bool:
+    """Whether its process ended as it should not, or is about to."""
+    return rank.error is not None or (rank.exit is not None and not rank_has_finished(rank))
+
+
+# ---------------------------------------------------------------- who is gone
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that cannot come back by itself, and why. `blamed` is false where the fault is probably elsewhere."""
+
+    worker: int
+    kind: IncidentKind
+    why: str
+    age_seconds: float
+    failure: FailureClass = FailureClass.INFRASTRUCTURE
+    fatal: bool = False
+    blamed: bool = True
+
+
+def gone(spec: Spec, seen: Observation) -> Incident | None:
+    """The incident of workers that are gone: of participants once launched, else of those that will be needed."""
+    launched = seen.status.participants
+    if launched:
+        losses = [loss for worker in launched if (loss := _loss(spec, seen, worker)) is not None]
+    else:
+        losses = [loss for n in range(spec.workers.replicas) if (loss := _loss_before_launch(spec, seen, n))]
+    if not losses:
+        return None
+    worst = next((loss for loss in losses if loss.kind is IncidentKind.LOST), losses[0])
+    blamed = tuple(loss.worker for loss in losses if loss.blamed)
+    reasons = tuple(f"worker {loss.worker}: {loss.why}" for loss in losses[:SAID_WORKERS])
+    if len(losses) > SAID_WORKERS:
+        reasons += (f"and {len(losses) - SAID_WORKERS} more workers",)
+    return Incident(
+        kind=worst.kind,
+        failure=worst.failure,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank for loss in losses for rank in ranks_of(spec, seen, loss.worker)),
+        workers=tuple(loss.worker for loss in losses),
+        age_seconds=max(loss.age_seconds for loss in losses),
+        verdict=Verdict(
+            ranks=tuple(rank for worker in blamed for rank in ranks_of(spec, seen, worker)),
+            confidence=0.95 if blamed else 0.0,
+            reasons=reasons,
+        ),
+        summary="; ".join(reasons),
+        fatal=any(loss.fatal for loss in losses),
+    )
+
+
+def _loss(spec: Spec, seen: Observation, worker: int) -> Loss | None:
+    """What became of a worker that holds ranks."""
+    pod, agent = seen.pod_of(worker), seen.agent_of(worker)
+    silent = agent.silent_seconds if agent else 0.0
+    if pod is None:
+        return Loss(worker, IncidentKind.PREEMPTED, "its pod was deleted", silent, FailureClass.PREEMPTION)
+    if has_finished(spec, seen, worker):
+        return None
+    if pod.phase in ENDED:
+        return _ended(worker, pod, silent)
+    if is_going(seen, worker) and not _may_yet_save(spec, seen, agent):
+        why = f"it was told to go {pod.reason}".rstrip()
+        return Loss(worker, IncidentKind.PREEMPTED, why, silent, FailureClass.PREEMPTION)
+    if agent is None or not is_silent(spec, agent):
+        return None
+    if (loss := _confirmed_silence(spec, worker, pod, agent)) is not None:
+        return loss
+    if len(suspects(spec, seen)) == len(seen.status.participants):
+        if silent <= max(spec.health.lost_after_seconds, spec.health.limits.ceiling_seconds):
+            return None
+        why = f"silent for {silent:.0f} s, and nobody else is heard: the controller itself may have been cut off"
+        return Loss(worker, IncidentKind.LOST, why, silent, blamed=False)
+    if silent > _patience(spec, seen, worker):
+        return Loss(worker, IncidentKind.LOST, f"silent for {silent:.1f} s while the gang stands still", silent)
+    return None
+
+
+def _loss_before_launch(spec: Spec, seen: Observation, worker: int) -> Loss | None:
+    """What became of a worker that was to take ranks. One that is just not there (yet) is simply made again."""
+    pod, agent = seen.pod_of(worker), seen.agent_of(worker)
+    if pod is None or pod.deleting:
+        return None
+    if pod.phase in ENDED:
+        return _ended(worker, pod, 0.0)
+    if agent is None or agent.heartbeat is None:
+        return _never_heard(spec, worker, pod, agent)
+    if not is_silent(spec, agent):
+        return None
+    if (loss := _confirmed_silence(spec, worker, pod, agent)) is not None:
+        return loss
+    silent = agent.silent_seconds
+    if silent > spec.health.lost_after_seconds:
+        return Loss(worker, IncidentKind.LOST, f"silent for {silent:.1f} s", silent)
+    return None
+
+
+def _never_heard(spec: Spec, worker: int, pod: WorkerPod, agent: AgentView | None) -> Loss | None:
+    """An agent of which nothing was heard yet may still be starting, but not for ever, nor on a dead node."""
+    if not pod.node_ready and pod.age_seconds > spec.health.lost_after_seconds:
+        return Loss(worker, IncidentKind.LOST, f"node {pod.node} is not ready", 0.0)
+    if agent is not None and agent.silent_seconds > spec.health.limits.start_seconds:
+        why = f"its agent has not been heard in {agent.silent_seconds:.0f} s: {agent.problem or 'no answer'}"
+        return Loss(worker, IncidentKind.LOST, why, agent.silent_seconds)
+    return None
+
+
+def _confirmed_silence(spec: Spec, worker: int, pod: WorkerPod, agent: AgentView) -> Loss | None:
+    """A silence that the node or the connection explains."""
+    silent = agent.silent_seconds
+    if not pod.node_ready:
+        why = f"silent for {silent:.1f} s, and node {pod.node} is not ready"
+        return Loss(worker, IncidentKind.LOST, why, silent)
+    if not agent.connected and agent.problem == "refused" and silent > max(suspect_after(spec), CONFIRM_SECONDS):
+        return Loss(worker, IncidentKind.LOST, f"its agent is gone: refused for {silent:.1f} s", silent)
+    return None
+
+
+def _patience(spec: Spec, seen: Observation, worker: int) -> float:
+    """How long a silence is borne that nothing else explains.
+
+    Ranks that step in turn prove each other alive: while the others step on, the silent one does too, however long
+    its agent says nothing. Once they stand still, or complain that a peer is gone, three heartbeats are enough. While
+    they load or save, each by itself, they prove nothing.
+    """
+    mine = ranks_of(spec, seen, worker)
+    others = tuple(rank for rank in seen.ranks if rank.rank not in mine)
+    soon = max(suspect_after(spec), CONFIRM_SECONDS)
+    if any(culprit.is_symptom(rank) for rank in others):
+        return soon
+    left = seconds_until_hung(others, seen.step_times, spec.health.limits)
+    if left is None:
+        return spec.health.lost_after_seconds
+    if left <= 0:
+        return soon
+    stepping = all(rank.steps_done and rank.phase in STEPPING for rank in others if rank.exit is None)
+    return inf if stepping else spec.health.lost_after_seconds
+
+
+def _ended(worker: int, pod: WorkerPod, silent: float) -> Loss:
+    if pod.reason in DISRUPTIONS or pod.exit_code == ExitCode.TERMINATED:
+        why = f"its pod was {pod.reason or 'terminated'}: {pod.message[:SAID_CHARACTERS]}".rstrip(": ")
+        return Loss(worker, IncidentKind.PREEMPTED, why, silent, FailureClass.PREEMPTION)
+    said = pod.log_tail[-1] if pod.log_tail else pod.message
+    said = f": {said[:SAID_CHARACTERS]}" if said else ""
+    code = f"exit code {pod.exit_code}" if pod.exit_code is not None else str(pod.phase)
+    why = f"its agent ended with {code}" + (f" ({pod.reason})" if pod.reason else "") + said
+    # The same step would need the same memory again.
+    failure = FailureClass.USER if pod.reason == "OOMKilled" else FailureClass.INFRASTRUCTURE
+    return Loss(worker, IncidentKind.LOST, why, silent, failure, fatal=pod.exit_code in FATAL_EXIT_CODES)
+
+
+def _may_yet_save(spec: Spec, seen: Observation, agent: AgentView | None) -> bool:
+    """Whether a worker that was told to go may still save: the gang is not yet broken by its going.
+
+    The wait is bounded by the pod's grace period, at the end of which the kubelet kills it.
+    """
+    if agent is None or not agent.connected or agent.heartbeat is None or is_silent(spec, agent):
+        return False
+    mine = ranks_of(spec, seen, agent.worker)
+    broken = any(rank_has_failed(each) for each in seen.ranks if each.rank in mine or culprit.is_symptom(each))
+    return any(rank.exit is None for rank in agent.heartbeat.ranks) and not broken

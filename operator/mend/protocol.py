@@ -1,0 +1,384 @@
+"""The wire contract: every name, message, exit code and key that controller, agent, rank and store share.
+
+The controller dials the agent of each worker (port `AGENT_PORT`, bearer token from the run's Secret) and uses:
+
+- `GET /v1/stream` answers newline-delimited JSON: `Heartbeat`s (whole snapshots, so that a lost line loses nothing)
+  at every interval and at once when a fact changes, and `Points` of the loss curve.
+- `POST /v1/orders` takes one `Order`, answers `Ack` (200), or `Evidence` for a `Gather`; 409 with an `Ack` for an
+  order of an older attempt than the agent's own, 401 without the token.
+
+Every message carries the attempt, the fencing token of a run: receivers drop what is older than what they know.
+Times on the wire are ages in seconds, never wall-clock times, so that skewed clocks do no harm.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Final
+
+import msgspec
+
+# ---------------------------------------------------------------- Kubernetes names
+GROUP: Final = "mend.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "TrainingRun"
+PLURAL: Final = "trainingruns"
+CONTROLLER_NAME: Final = "mend.dev/controller"
+
+LABEL_RUN: Final = "mend.dev/run"
+LABEL_WORKER: Final = "mend.dev/worker"
+LABEL_ATTEMPT: Final = "mend.dev/attempt"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+
+TRAINER_CONTAINER: Final = "trainer"
+AGENT_PORT: Final = 7117
+AGENT_PORT_NAME: Final = "mend-agent"
+AGENT_COMMAND: Final = "mend-agent"
+TOKEN_SECRET_KEY: Final = "token"
+
+STREAM_PATH: Final = "/v1/stream"
+ORDERS_PATH: Final = "/v1/orders"
+
+# ---------------------------------------------------------------- environment
+# Given to the agent by the pod that `render` makes.
+ENV_RUN: Final = "MEND_RUN"  # "namespace/name"
+ENV_RUN_UID: Final = "MEND_RUN_UID"
+ENV_WORKER: Final = "MEND_WORKER"  # this worker's stable index, 0-based
+ENV_WORKERS: Final = "MEND_WORKERS"
+ENV_RANKS_PER_WORKER: Final = "MEND_RANKS_PER_WORKER"
+ENV_TOKEN: Final = "MEND_TOKEN"
+ENV_POD_IP: Final = "MEND_POD_IP"
+ENV_POD_UID: Final = "MEND_POD_UID"
+ENV_AGENT_PORT: Final = "MEND_AGENT_PORT"
+ENV_HEARTBEAT_SECONDS: Final = "MEND_HEARTBEAT_SECONDS"
+ENV_GRACE_SECONDS: Final = "MEND_GRACE_SECONDS"
+ENV_PRELOAD: Final = "MEND_PRELOAD"  # comma-separated modules a standby imports beside torch
+# Given to a rank by its agent, beside torchrun's RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK,
+# MASTER_ADDR, MASTER_PORT, TORCHELASTIC_USE_AGENT_STORE, TORCHELASTIC_RESTART_COUNT, TORCH_WORKER_SERVER_SOCKET.
+ENV_ATTEMPT: Final = "MEND_ATTEMPT"
+ENV_LAUNCH: Final = "MEND_LAUNCH"  # the `Launch` order as JSON
+ENV_PAGE: Final = "MEND_PAGE"  # path of the rank's progress page
+ENV_REPORT_FD: Final = "MEND_REPORT_FD"  # pipe for `Report` lines
+ENV_STACKS: Final = "MEND_STACKS"  # path that faulthandler writes to on SIGUSR1
+
+
+class ExitCode(IntEnum):
+    """What an agent (and so its pod), or a rank that uses the session, exits with."""
+
+    SUCCEEDED = 0
+    USER_ERROR = 1  # the training code raised; the traceback is in the report
+    MISFIT = 65  # fatal: the checkpoint or configuration does not fit the model; trying again cannot help
+    AGENT_FAILED = 70  # the agent itself broke
+    STORAGE = 74  # no checkpoint could be read although the run has some
+    STOPPED = 75  # told to stop by the controller; the run goes on elsewhere or later
+    BAD_CONFIG = 78  # fatal: the agent's environment or the command is unusable
+    CANNOT_EXECUTE = 126  # fatal: the command is not executable
+    NOT_FOUND = 127  # fatal: the command does not exist
+    TERMINATED = 143  # SIGTERM (the pod is going); state was saved if time allowed
+
+
+FATAL_EXIT_CODES: Final = frozenset({ExitCode.MISFIT, ExitCode.BAD_CONFIG, ExitCode.CANNOT_EXECUTE, ExitCode.NOT_FOUND})
+
+
+class Phase(StrEnum):
+    """What a rank is doing. The order is the code on the progress page: append, never reorder."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    DATA = "data"
+    STEP = "step"
+    COLLECTIVE = "collective"
+    SAVING = "saving"
+    EVALUATING = "evaluating"
+    EXITING = "exiting"
+
+
+class AgentState(StrEnum):
+    """What an agent is doing with the attempt it names."""
+
+    IDLE = "idle"  # no ranks, waiting for a launch
+    RUNNING = "running"  # ranks were launched; some may have exited
+    STOPPING = "stopping"  # ranks are being ended
+    FINISHED = "finished"  # every rank exited with 0
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything on the wire: immutable, keyword-only, defaults left out."""
+
+
+# ---------------------------------------------------------------- agent -> controller
+class RankError(Message, frozen=True, kw_only=True):
+    """An exception that ended, or is ending, a rank: written by the rank itself when it raises."""
+
+    type: str
+    message: str
+    traceback: str = ""  # the last 8 KiB
+    fatal: bool = False  # trying again cannot help (for example a checkpoint of another model)
+    age_seconds: float = 0.0
+
+
+class RankExit(Message, frozen=True, kw_only=True):
+    """How a rank's process ended: exactly one of `code` and `signal` is set."""
+
+    code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False
+    age_seconds: float = 0.0
+    log_tail: tuple[str, ...] = ()  # the last lines it printed
+
+
+class RankReport(Message, frozen=True, kw_only=True):
+    """One rank as its agent sees it now."""
+
+    rank: int
+    pid: int
+    phase: Phase = Phase.STARTING
+    phase_seconds: float = 0.0  # since the phase began
+    progress_seconds: float = 0.0  # since the last mark of any kind (age of progress)
+    step: int = -1  # last completed step; -1 before the first
+    step_seconds: float = 0.0  # length of that step
+    steps_done: int = 0  # steps completed by this process, in this attempt
+    loss: float | None = None
+    nonfinite: bool = False  # the last loss was NaN or infinite
+    tokens: int = 0  # tokens that the whole run has consumed up to `step`
+    longest_gaps: dict[Phase, float] = {}  # seconds between two marks in each phase that this process was in
+    exit: RankExit | None = None
+    error: RankError | None = None
+
+
+class Ancestor(Message, frozen=True, kw_only=True):
+    """One link of a lineage: a checkpoint of `attempt` at `step` was restored by the attempt that came next.
+
+    Runs that had the prefix one after the other may have used the same numbers: its uid tells their attempts apart.
+    """
+
+    attempt: int
+    step: int
+    uid: str = ""  # of the run; "" in what was written before links had one: any
+
+
+class CheckpointRef(Message, frozen=True, kw_only=True):
+    """A checkpoint by name: where it is and which attempt made it at which step."""
+
+    uri: str
+    step: int
+    attempt: int
+
+
+class SaveReport(Message, frozen=True, kw_only=True):
+    """Health of saving in this attempt, as rank 0 reports it."""
+
+    committed: CheckpointRef | None = None
+    committed_age_seconds: float = 0.0
+    stall_seconds: float = 0.0  # how long the last save stopped the loop
+    commit_seconds: float = 0.0  # from the copy to the manifest
+    bytes: int = 0
+    failures: int = 0  # saves that failed since the last that worked
+    error: str = ""  # why the last one failed
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heartbeat"):
+    """A whole snapshot of one worker. `restored` is what its ranks really loaded (uri "": a fresh start)."""
+
+    attempt: int  # 0 before the first launch
+    worker: int
+    agent_id: str  # changes when the agent restarts
+    state: AgentState
+    sequence: int
+    ranks: tuple[RankReport, ...] = ()
+    standbys_ready: int = 0
+    store_port: int = 0  # of the keeper of this agent's TCPStores, one per attempt; 0: not up yet
+    restored: CheckpointRef | None = None
+    quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
+    save: SaveReport | None = None
+    terminating: bool = False  # SIGTERM was received
+
+
+class Point(Message, frozen=True, kw_only=True, array_like=True):
+    """One step of the loss curve, as rank 0 reported it."""
+
+    step: int
+    loss: float | None
+    tokens: int
+    seconds: float  # length of the step
+    name: str = "loss"  # or the name of an evaluation metric, e.g. "lambada_acc"
+
+
+class Points(Message, frozen=True, kw_only=True, tag_field="type", tag="points"):
+    """New points of the curve of one attempt, oldest first."""
+
+    attempt: int
+    points: tuple[Point, ...]
+
+
+StreamMessage = Heartbeat | Points
+
+
+class GroupProgress(Message, frozen=True, kw_only=True):
+    """A process group's collective counters in one rank (torch's flight recorder, `pg_status`)."""
+
+    name: str
+    ranks: tuple[int, ...] = ()  # global ranks of the group when known
+    last_enqueued: int = -1
+    last_started: int = -1
+    last_completed: int = -1
+    last_enqueued_name: str = ""  # profiling name, e.g. "gloo:all_reduce"
+
+
+class RankEvidence(Message, frozen=True, kw_only=True):
+    """What was found about one rank before anything was killed. Empty fields mean that the source did not answer."""
+
+    rank: int
+    process_state: str = ""  # /proc: R running, S sleeping, D disk, T stopped, Z zombie, X gone
+    threads_running: int = 0
+    groups: tuple[GroupProgress, ...] = ()
+    recorder_answered: bool = False
+    stack: str = ""  # faulthandler's dump, main thread last
+    log_tail: tuple[str, ...] = ()
+    phase: Phase = Phase.STARTING
+    progress_seconds: float = 0.0
+    step: int = -1
+
+
+class Evidence(Message, frozen=True, kw_only=True, tag_field="type", tag="evidence"):
+    """Everything gathered on one worker in answer to a `Gather`."""
+
+    attempt: int
+    worker: int
+    ranks: tuple[RankEvidence, ...]
+    gather_seconds: float = 0.0
+
+
+# ---------------------------------------------------------------- controller -> agent
+class CheckpointPlan(Message, frozen=True, kw_only=True):
+    """How an attempt saves. Credentials are not here: they reach the rank as environment of the pod."""
+
+    uri: str  # prefix of the run: s3://bucket/prefix or file:///path
+    endpoint: str | None = None
+    interval_steps: int | None = None
+    interval_seconds: float | None = None
+    keep_last: int = 3
+    keep_every: int | None = None
+
+
+class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing."""
+
+    attempt: int
+    world_size: int
+    first_rank: int
+    ranks: int
+    workers: int
+    master_addr: str
+    master_port: int
+    run: str = ""  # "namespace/name"
+    run_uid: str = ""
+    restore: tuple[CheckpointRef, ...] = ()  # candidates, best first; empty: a fresh start
+    checkpoint: CheckpointPlan | None = None
+    env: dict[str, str] = {}
+
+
+class Gather(Message, frozen=True, kw_only=True, tag_field="type", tag="gather"):
+    """Collect evidence about the ranks of `attempt` within `seconds`; kills nothing."""
+
+    attempt: int
+    seconds: float = 2.0
+
+
+class Stop(Message, frozen=True, kw_only=True, tag_field="type", tag="stop"):
+    """End all ranks up to and including `attempt`. With `exit`, the agent then exits too, with `exit_code`."""
+
+    attempt: int
+    reason: str = ""
+    grace_seconds: float = 0.0  # 0: SIGKILL at once; else SIGTERM first and save if time allows
+    exit: bool = False
+    exit_code: int = ExitCode.STOPPED
+
+
+class SaveNow(Message, frozen=True, kw_only=True, tag_field="type", tag="save-now"):
+    """Save at the end of the current step."""
+
+    attempt: int
+
+
+Order = Launch | Gather | Stop | SaveNow
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """An agent's answer to an order: whether it took it, at which attempt it is, and why not."""
+
+    accepted: bool
+    attempt: int
+    reason: str = ""
+
+
+# ---------------------------------------------------------------- rank -> agent (lines on the report pipe)
+class Committed(Message, frozen=True, kw_only=True, tag_field="type", tag="committed"):
+    """Rank 0 committed a checkpoint."""
+
+    checkpoint: CheckpointRef
+    stall_seconds: float
+    commit_seconds: float
+    bytes: int
+
+
+class SaveFailed(Message, frozen=True, kw_only=True, tag_field="type", tag="save-failed"):
+    """A save failed; training goes on."""
+
+    step: int
+    error: str
+
+
+class Restored(Message, frozen=True, kw_only=True, tag_field="type", tag="restored"):
+    """Rank 0 restored this (uri "" and step -1: a fresh start)."""
+
+    checkpoint: CheckpointRef
+
+
+class Quarantined(Message, frozen=True, kw_only=True, tag_field="type", tag="quarantined"):
+    """A checkpoint failed verification and was marked so in the store."""
+
+    uri: str
+    reason: str
+
+
+class Raised(Message, frozen=True, kw_only=True, tag_field="type", tag="raised"):
+    """The rank is ending with this exception."""
+
+    error: RankError
+
+
+class Measured(Message, frozen=True, kw_only=True, tag_field="type", tag="measured"):
+    """A point of the loss curve or of an evaluation."""
+
+    point: Point
+
+
+Report = Committed | SaveFailed | Restored | Quarantined | Raised | Measured
+
+# ---------------------------------------------------------------- keys in the store, below the run's prefix
+OWNER_KEY: Final = "owner.json"
+MANIFEST_NAME: Final = "manifest.json"
+QUARANTINE_NAME: Final = "quarantine.json"
+# Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
+SAVE_GROUP: Final = "mend:save"
+DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
+
+
+def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
+    """Key prefix of one save, relative to the run's prefix. Sorts by step; never reused."""
+    return f"step-{step:012d}/{attempt:06d}-{save_id}"
+
+
+def encode(message: Message) -> bytes:
+    """One message as compact JSON, without a newline."""
+    return msgspec.json.encode(message)
+
+
+decode_stream = msgspec.json.Decoder(StreamMessage).decode
+decode_order = msgspec.json.Decoder(Order).decode
+decode_report = msgspec.json.Decoder(Report).decode
+decode_evidence = msgspec.json.Decoder(Evidence).decode
+decode_ack = msgspec.json.Decoder(Ack).decode
+decode_launch = msgspec.json.Decoder(Launch).decode

@@ -1,0 +1,117 @@
+"""Pure: what is done about an incident: evidence first, then the verdict, then a new attempt or the end."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mend import tiers
+from mend.assembling import assemble
+from mend.diagnose import diagnose, valid_evidence
+from mend.goodput import account, book_detection
+from mend.model import (
+    Decision,
+    EmitEvent,
+    Incident,
+    IncidentRecord,
+    Observation,
+    RunPhase,
+    RunStatus,
+    SendGather,
+    Tier,
+)
+from mend.noted import with_progress
+from mend.presence import gang_step
+from mend.records import GATHER_SECONDS, event_reason, judged, last_words, opened, recorded, under_inquiry
+from mend.restore import candidates
+from mend.spec import Spec
+from mend.transitions import failed, next_attempt, with_actions
+
+PUNCTUAL_SECONDS = 0.5  # who waits for answers looks at them that soon after their time is up
+INQUIRY_SECONDS = 30.0  # no asking again after that
+
+
+def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
+    """An incident is visible, or was and is under inquiry."""
+    incident, record = diagnose(spec, seen), under_inquiry(seen.status)
+    if incident is None:
+        # That nothing is visible may only mean that a new controller has not heard enough yet.
+        moved = record is not None and gang_step(seen) > record.step
+        return _went_on(seen, record, now) if record is not None and moved else None
+    if record is None:
+        record = opened(seen, incident, now)
+        if incident.needs_evidence:
+            return _inquire(seen, record)
+    elif incident.needs_evidence:
+        left = (record.gather_until or now) - now
+        if 0 < left <= GATHER_SECONDS:
+            return Decision(status=seen.status, reason="gathering evidence", wake_after=left)
+        unheard = left < -PUNCTUAL_SECONDS and not valid_evidence(seen)  # who asked has died with the answers
+        if unheard and now - record.detected_at < INQUIRY_SECONDS:
+            return _inquire(seen, replace(record, gather_until=now + GATHER_SECONDS))
+    return _recover(spec, seen, incident, record, now)
+
+
+def _inquire(seen: Observation, record: IncidentRecord) -> Decision:
+    """Asks all participants at once; a lost question costs the verdict, not the recovery."""
+    asks = tuple(
+        SendGather(worker=worker, pod_uid=agent.pod_uid, attempt=seen.status.attempt, seconds=GATHER_SECONDS)
+        for worker in seen.status.participants
+        if (agent := seen.agent_of(worker)) is not None and agent.connected
+    )
+    event = EmitEvent(type="Warning", reason=event_reason(record), message=record.summary)
+    return Decision(
+        status=recorded(seen.status, record),
+        actions=(*asks, event),
+        reason="evidence before action",
+        wake_after=GATHER_SECONDS,
+    )
+
+
+def _went_on(seen: Observation, record: IncidentRecord, now: float) -> Decision:
+    summary = f"{record.summary}; went on by itself"
+    done = replace(record, gather_until=None, recovered_at=now, steps_lost=0, summary=summary)
+    event = EmitEvent(type="Normal", reason="WentOn", message=f"attempt {record.attempt} went on by itself")
+    return Decision(status=recorded(seen.status, done), actions=(event,), reason="progress was resumed", wake_after=0.0)
+
+
+def _recover(spec: Spec, seen: Observation, incident: Incident, record: IncidentRecord, now: float) -> Decision:
+    earlier = [each for each in seen.status.incidents if each.id != record.id]
+    tier, why = tiers.choose(spec, seen, incident, earlier, now)
+    record = judged(spec, seen, record, incident, tier)
+    seen = replace(seen, status=_booked(seen, record, now))
+    event = EmitEvent(
+        type="Warning",
+        reason=event_reason(record),
+        message=f"{record.summary} (step {record.step}, attempt {record.attempt}); {tier}: {why}",
+    )
+    if tier is Tier.GIVE_UP:
+        cause = last_words(seen, incident)
+        return with_actions(
+            failed(seen, "GaveUp", "\n".join(filter(None, (f"{record.summary}; {why}", cause))), now), event
+        )
+    status = _prepared(spec, seen, incident, tier, now)
+    status = next_attempt(replace(seen, status=status), now, RunPhase.RECOVERING)
+    return with_actions(assemble(spec, replace(seen, status=status), now), event)
+
+
+def _booked(seen: Observation, record: IncidentRecord, now: float) -> RunStatus:
+    """The status with the incident in its record and its time in the ledger."""
+    status = account(recorded(with_progress(seen.status, seen), record), now)
+    if status.phase is RunPhase.RUNNING:
+        status = replace(status, ledger=book_detection(status.ledger, record))
+    return status
+
+
+def _prepared(spec: Spec, seen: Observation, incident: Incident, tier: Tier, now: float) -> RunStatus:
+    """The status with the budget drawn on and what the tier asks for."""
+    status = seen.status
+    spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
+    status = replace(status, spent={**status.spent, incident.failure: spent}, recoveries=status.recoveries + 1)
+    if tier is Tier.ROLL_BACK:
+        newest = candidates(seen.uid, status, seen.store.checkpoints)[0]
+        status = replace(status, roll_back_before=newest.ref.step)
+    gone = tiers.ended_pods(seen)
+    if tier is Tier.REPLACE_WORKER:
+        going = tiers.to_replace(spec, seen, incident)
+        gone += tuple(pod.uid for pod in seen.pods if pod.index in going)
+    return replace(status, replacing=tuple(dict.fromkeys((*status.replacing, *gone))))

@@ -1,0 +1,125 @@
+"""Pure: a gang that is complete: reports, retention, and the change to another size."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from mend.assembling import assemble, missing_objects, removals, runs_ranks
+from mend.diagnose import seconds_until_diagnosis
+from mend.goodput import account
+from mend.model import (
+    AnyAction,
+    Decision,
+    EmitEvent,
+    Observation,
+    PruneCheckpoints,
+    RunPhase,
+    RunStatus,
+    SendStop,
+)
+from mend.noted import with_progress, with_suspects, with_workers
+from mend.presence import gone, is_ready
+from mend.records import closed
+from mend.restore import expendable
+from mend.spec import Spec
+from mend.transitions import next_attempt
+
+REPORT_SECONDS = 5.0  # how often step, loss and ledger are written while nothing else changes
+LOOK_SECONDS = 1.0  # how often to look whether a gang that was asked to end has ended
+
+
+def training(spec: Spec, seen: Observation, now: float) -> Decision:
+    """The gang is complete and nothing is wrong."""
+    before = seen.status
+    status = with_suspects(spec, with_workers(spec, before, seen, now), seen, now)
+    actions: list[AnyAction] = [*missing_objects(spec, seen), *removals(spec, seen, now)]
+    if before.phase is not RunPhase.RUNNING and _has_stepped(spec, seen):
+        status = _back(status, seen, now)
+        actions.append(EmitEvent(type="Normal", reason="Training", message=_said_on_start(status)))
+    if status.phase is RunPhase.RUNNING:
+        if why := _wants_other_size(spec, seen):
+            return _resize(spec, replace(seen, status=status), why, now)
+        old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
+        if old and not seen.store.problem:
+            actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
+    due = now - status.reported_at >= REPORT_SECONDS
+    if due or status.phase is not before.phase:
+        status = replace(with_progress(account(status, now), seen), reported_at=now)
+    wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
+    return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
+
+
+def _has_stepped(spec: Spec, seen: Observation) -> bool:
+    """Every rank of the gang has completed a step in this attempt."""
+    ranks = seen.ranks
+    size = spec.workers.ranks_per_worker * len(seen.status.participants)
+    return len(ranks) == size and all(rank.steps_done > 0 for rank in ranks)
+
+
+def _back(status: RunStatus, seen: Observation, now: float) -> RunStatus:
+    """The status of a gang that has made its first step."""
+    if status.restored_step is None:  # a loop that does not tell what it restored
+        status = replace(status, restored_step=min(rank.step - rank.steps_done for rank in seen.ranks))
+    status = replace(account(status, now), phase=RunPhase.RUNNING)
+    return closed(status, _median_step_seconds(seen), now)
+
+
+def _median_step_seconds(seen: Observation) -> float:
+    times = sorted(seen.step_times.seconds) or sorted(rank.step_seconds for rank in seen.ranks)
+    return times[len(times) // 2] if times else 0.0
+
+
+def _said_on_start(status: RunStatus) -> str:
+    fresh = status.restored_step in (None, -1)
+    source = "from scratch" if fresh else f"from the checkpoint of step {status.restored_step}"
+    return f"attempt {status.attempt} trains, {source}"
+
+
+# ---------------------------------------------------------------- another size
+def _wants_other_size(spec: Spec, seen: Observation) -> str:
+    """Why the gang should be relaunched with other workers; "" if not."""
+    present = seen.status.participants
+    if seen.store.problem or any(each.reason == "SaveFailed" for each in seen.status.conditions):
+        return ""  # what cannot be saved would be lost
+    if any(worker >= spec.workers.replicas for worker in present):
+        return f"spec.workers.replicas is now {spec.workers.replicas}"
+    joined = [worker for worker in range(spec.workers.replicas) if worker not in present]
+    if joined and all(is_ready(spec, seen, worker) for worker in range(spec.workers.replicas)):
+        return f"workers {', '.join(map(str, joined))} are there"
+    return ""
+
+
+def _resize(spec: Spec, seen: Observation, why: str, now: float) -> Decision:
+    """Asks the ranks to save and end. It is planned, so it costs no budget."""
+    patience = spec.health.limits.saving_seconds
+    stops = tuple(
+        SendStop(
+            worker=worker,
+            pod_uid=agent.pod_uid,
+            attempt=seen.status.attempt,
+            reason=why,
+            grace_seconds=patience,
+        )
+        for worker in seen.status.participants
+        if (agent := seen.agent_of(worker)) is not None and agent.connected
+    )
+    status = replace(with_progress(account(seen.status, now), seen), saving_until=now + patience)
+    event = EmitEvent(type="Normal", reason="Resizing", message=f"{why}: saving, then going on with another gang")
+    return Decision(status=status, actions=(*stops, event), reason=why, wake_after=LOOK_SECONDS)
+
+
+def resizing(spec: Spec, seen: Observation, now: float) -> Decision | None:
+    """The ranks were asked to save and end: the next gang is assembled once they have, or the time is up.
+
+    Orders are not sent again, since each would begin another save; if one was lost, the time runs out and a few steps
+    are done twice. That ranks end now is no incident.
+    """
+    until = seen.status.saving_until
+    if until is None or gone(spec, seen) is not None:
+        return None
+    agents = [seen.agent_of(worker) for worker in seen.status.participants]
+    working = any(agent is not None and runs_ranks(agent) for agent in agents)
+    if working and 0 < until - now <= spec.health.limits.saving_seconds:
+        return Decision(status=seen.status, reason="the ranks save before they end", wake_after=LOOK_SECONDS)
+    status = next_attempt(seen, now, RunPhase.RECOVERING)
+    return assemble(spec, replace(seen, status=status), now)
