@@ -1,0 +1,75 @@
+"""A run that no controller looks after: which attempt it is and what it may restore, from the store's listing alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store as Counters
+
+from mend.manifest import decode_manifest
+from mend.protocol import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    CheckpointPlan,
+    CheckpointRef,
+    Launch,
+    decode_launch,
+    encode,
+)
+from mend.store import Store, open_store
+
+_LAUNCH_KEY: Final = "mend/launch"
+_SAVE: Final = re.compile(rf"(step-(\d+)/(\d+)-[^/]+)/({re.escape(MANIFEST_NAME)}|{re.escape(QUARANTINE_NAME)})")
+_MOST_CANDIDATES: Final = 5
+
+
+def launch_alone(plan: CheckpointPlan | None, counters: Counters | None) -> Launch:
+    """The order that nobody gave: the next attempt of the run at `plan`'s prefix. All ranks get the same one."""
+    if counters is None:
+        return _make_launch(plan, world_size=1)
+    if dist.get_rank() == 0:
+        launch = _make_launch(plan, dist.get_world_size())
+        counters.set(_LAUNCH_KEY, encode(launch).decode())
+        return launch
+    return decode_launch(counters.get(_LAUNCH_KEY))
+
+
+def next_attempt(store: Store) -> tuple[int, tuple[CheckpointRef, ...]]:
+    """The number of a new attempt, and what it may restore, newest first: the line of the last attempt that saved."""
+    committed: dict[str, CheckpointRef] = {}
+    spoilt: set[str] = set()
+    for entry in store.list("step-"):
+        if found := _SAVE.fullmatch(entry.key):
+            prefix, step, attempt, name = found.groups()
+            if name == QUARANTINE_NAME:
+                spoilt.add(prefix)
+            else:
+                committed[prefix] = CheckpointRef(uri=f"{store.uri}/{prefix}", step=int(step), attempt=int(attempt))
+    if not committed:
+        return 1, ()
+    head = max(committed, key=lambda prefix: (committed[prefix].attempt, committed[prefix].step))
+    last_steps = {link.attempt: link.step for link in decode_manifest(store.get(f"{head}/{MANIFEST_NAME}")).lineage}
+    last_steps[committed[head].attempt] = committed[head].step
+    line = [
+        ref for prefix, ref in committed.items() if prefix not in spoilt and ref.step <= last_steps.get(ref.attempt, -1)
+    ]
+    newest_first = sorted(line, key=lambda ref: (ref.step, ref.attempt), reverse=True)
+    return committed[head].attempt + 1, tuple(newest_first[:_MOST_CANDIDATES])
+
+
+def _make_launch(plan: CheckpointPlan | None, world_size: int) -> Launch:
+    attempt, restore = next_attempt(open_store(plan.uri, plan.endpoint)) if plan else (1, ())
+    return Launch(
+        attempt=attempt,
+        world_size=world_size,
+        first_rank=0,
+        ranks=world_size,
+        workers=1,
+        master_addr="",
+        master_port=0,
+        run="alone",
+        restore=restore,
+        checkpoint=plan,
+    )

@@ -1,0 +1,86 @@
+"""The end of a save, on rank 0: all shares are in, so the manifest may be written."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
+from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, Ancestor
+from mend.store import NotFound, Store, WrongAnswer
+from mend_trainer.checkpoint.dcp import stock_metadata
+from mend_trainer.checkpoint.writer import Share, Written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Whose checkpoint it is, and of when."""
+
+    run: str
+    run_uid: str
+    attempt: int
+    lineage: tuple[Ancestor, ...]
+    config_digest: str
+    step: int
+    tokens: int
+    values: dict[str, Any]
+
+
+def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -> Manifest:
+    """Check that everything is there, then write `.metadata` for other tools and the manifest last.
+
+    Raises ValueError if the shares do not cover every tensor, or the `StoreError` that stopped it.
+    """
+    written = [each for share in shares for each in share.written]
+    manifest = Manifest(
+        run=origin.run,
+        run_uid=origin.run_uid,
+        step=origin.step,
+        attempt=origin.attempt,
+        lineage=origin.lineage,
+        world_size=len(shares),
+        tokens=origin.tokens,
+        created_unix_seconds=time.time(),
+        objects=_stored(store, folder, shares),
+        tensors=_entries(written),
+        values=origin.values,
+        config_digest=origin.config_digest,
+    )
+    store.put(f"{folder}/{DCP_METADATA_NAME}", pickle.dumps(stock_metadata(manifest, written)))
+    store.put_if_absent(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))
+    return manifest
+
+
+def _stored(store: Store, folder: str, shares: Sequence[Share]) -> tuple[StoredObject, ...]:
+    """The objects with their ETags as the store lists them: an upload may have been told another one."""
+    listed = {entry.key: entry for entry in store.list(f"{folder}/")}
+    objects: list[StoredObject] = []
+    for share in shares:
+        if not share.key:
+            continue
+        found = listed.get(f"{folder}/{share.key}")
+        if found is None:
+            raise NotFound(f"{store.uri}/{folder}/{share.key}", "was uploaded, and the store does not list it")
+        if found.bytes != share.bytes:
+            where = f"{store.uri}/{folder}/{share.key}"
+            raise WrongAnswer(where, f"has {found.bytes} bytes of the {share.bytes} that were uploaded")
+        objects.append(StoredObject(key=share.key, bytes=share.bytes, etag=found.etag))
+    return tuple(objects)
+
+
+def _entries(written: Sequence[Written]) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for each in sorted(written, key=lambda each: (each.name, each.chunk.offsets)):
+        entry = entries.get(each.name) or TensorEntry(dtype=each.dtype, shape=each.shape, chunks=())
+        entries[each.name] = msgspec.structs.replace(entry, chunks=(*entry.chunks, each.chunk))
+    for name, entry in entries.items():
+        covered = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if covered != math.prod(entry.shape):
+            raise ValueError(f"{name}: {covered} of {math.prod(entry.shape)} elements were written by any rank")
+    return entries

@@ -1,0 +1,66 @@
+"""What the ranks tell each other about checkpoints: bytes and numbers over a gloo group of its own, no pickles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+class Gang:
+    """The ranks that save and restore together. Without a group: one rank alone.
+
+    A lost peer shows as RuntimeError, after the group's timeout at the latest.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group) if group else 0
+        self.size = dist.get_world_size(group) if group else 1
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Every rank's message, on every rank, in the order of ranks."""
+        if self._group is None:
+            return [message]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(message)]), group=self._group)
+        longest = max(int(length) for length in lengths)
+        padded = torch.frombuffer(bytearray(message.ljust(max(longest, 1), b"\0")), dtype=torch.uint8)
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded, group=self._group)
+        return [each.numpy()[: int(length)].tobytes() for each, length in zip(gathered, lengths, strict=True)]
+
+    def hear_first(self, message: bytes) -> bytes:
+        """Rank 0's message, on every rank."""
+        if self._group is None:
+            return message
+        length = torch.tensor([len(message)])
+        dist.broadcast(length, group=self._group, group_src=0)
+        said = bytearray(message if self.rank == 0 else int(length)) or bytearray(1)
+        dist.broadcast(torch.frombuffer(said, dtype=torch.uint8), group=self._group, group_src=0)
+        return bytes(said[: int(length)])
+
+    def maximum(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of all ranks' numbers, place by place."""
+        if self._group is None:
+            return list(numbers)
+        largest = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
+        return [int(number) for number in largest]
+
+
+def make_gang(process_group: dist.ProcessGroup | None, description: str, timeout_seconds: float) -> Gang:
+    """A gang over a new gloo group of the same ranks; a collective. Its description shows in the flight recorder."""
+    if not dist.is_initialized():
+        return Gang(None)
+    group = dist.new_group(
+        ranks=dist.get_process_group_ranks(process_group) if process_group else None,
+        backend="gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        use_local_synchronization=process_group is not None,
+        group_desc=description,
+    )
+    assert isinstance(group, dist.ProcessGroup)
+    return Gang(group)

@@ -1,0 +1,120 @@
+"""Loads this rank's part of a checkpoint into its tensors: ranged reads of raw bytes, digests checked on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
+
+from mend.manifest import Chunk, Manifest
+from mend.store import Changed, NotFound, Store
+from mend.store.parallel import each
+from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
+from mend_trainer.checkpoint.layout import torch_dtype
+from mend_trainer.checkpoint.writer import digest_of
+
+_RUN_BYTES: Final = 32 << 20  # small chunks that lie close together are fetched by one request
+_GAP_BYTES: Final = 64 << 10
+_WORKERS: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A chunk to fetch, and which parts of it go where."""
+
+    name: str
+    chunk: Chunk
+    items: tuple[ReadItem, ...]
+
+
+def load(store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill the tensors (or DTensors) of those names, in place and at any world size.
+
+    Raises `Corrupt` if what is stored is not what the manifest says, `StoreError` if it cannot be read just now.
+    """
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False, allow_partial_load=True)
+    planner.set_up_planner(dict(tensors), metadata_of(manifest))
+    wanted = _by_chunk(manifest, planner.create_local_plan().items)
+    etags = {stored.key: stored.etag for stored in manifest.objects}
+
+    def fetch(run: Sequence[Wanted]) -> None:
+        key, start = run[0].chunk.key, run[0].chunk.start_byte
+        buffer = bytearray(run[-1].chunk.start_byte + run[-1].chunk.length_bytes - start)
+        _read(store, f"{folder}/{key}", buffer, start, etags.get(key, ""))
+        for one in run:
+            offset = one.chunk.start_byte - start
+            raw = memoryview(buffer)[offset : offset + one.chunk.length_bytes]
+            _prove(store, f"{folder}/{key}", one, raw)
+            _place(one, raw, manifest, planner)
+
+    with torch.no_grad():
+        each(fetch, runs(wanted), _WORKERS)
+
+
+def runs(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+    """The chunks in groups that one read each can fetch: neighbours in one object, with little between them."""
+    grouped: list[list[Wanted]] = []
+    end = 0
+    for one in sorted(wanted, key=lambda one: (one.chunk.key, one.chunk.start_byte)):
+        last = grouped[-1] if grouped else None
+        stop = one.chunk.start_byte + one.chunk.length_bytes
+        near = last is not None and last[0].chunk.key == one.chunk.key and 0 <= one.chunk.start_byte - end <= _GAP_BYTES
+        if last is not None and near and stop - last[0].chunk.start_byte <= _RUN_BYTES:
+            last.append(one)
+        else:
+            grouped.append([one])
+        end = stop
+    return grouped
+
+
+def _by_chunk(manifest: Manifest, items: Sequence[ReadItem]) -> list[Wanted]:
+    chunks = {(name, chunk.offsets): chunk for name, entry in manifest.tensors.items() for chunk in entry.chunks}
+    wanted: dict[tuple[str, tuple[int, ...]], list[ReadItem]] = {}
+    for item in items:
+        index = item.storage_index
+        wanted.setdefault((index.fqn, tuple(index.offset or ())), []).append(item)
+    return [
+        Wanted(name=place[0], chunk=chunks[place], items=tuple(parts))
+        for place, parts in wanted.items()
+        if chunks[place].length_bytes
+    ]
+
+
+def _read(store: Store, key: str, buffer: bytearray | memoryview, start: int, etag: str) -> None:
+    try:
+        try:
+            store.get_into(key, memoryview(buffer), start, etag)
+        except Changed as changed:
+            # A prefix that was copied has new ETags and the old bytes; the digests will tell it from a replacement.
+            _log.warning("%s; its digests decide", changed)
+            store.get_into(key, memoryview(buffer), start)
+    except NotFound as missing:
+        raise Corrupt(str(missing)) from missing
+
+
+def _prove(store: Store, key: str, one: Wanted, raw: memoryview) -> None:
+    """Raise `Corrupt` unless the bytes have their digest; read once more first, for they may be flipped on the way."""
+    if digest_of(raw) == one.chunk.digest:
+        return
+    _log.warning("%s: digest mismatch at byte %d; read once more", key, one.chunk.start_byte)
+    _read(store, key, raw, one.chunk.start_byte, "")
+    if digest_of(raw) != one.chunk.digest:
+        raise Corrupt(f"{one.name} at {one.chunk.offsets}: the bytes in {one.chunk.key} do not have their digest")
+
+
+def _place(one: Wanted, raw: memoryview, manifest: Manifest, planner: DefaultLoadPlanner) -> None:
+    dtype = torch_dtype(manifest.tensors[one.name].dtype)
+    saved = torch.frombuffer(raw, dtype=dtype, count=math.prod(one.chunk.sizes)).view(one.chunk.sizes)
+    for item in one.items:
+        part = saved
+        for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+            part = part.narrow(dimension, start, length)
+        planner.resolve_tensor(item).detach().copy_(part)

@@ -1,0 +1,1 @@
+"""Token shards and a loader whose position is part of the checkpoint."""

@@ -1,0 +1,60 @@
+"""How the ranks of a gang are ended: after a save if there is time, else at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from mend_trainer.gang import Gang
+from mend_trainer.ranks import Rank
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS: Final = 0.02  # a page is memory: looking at it costs microseconds, and there is nothing to wait on
+_GOODBYE_SECONDS: Final = 1.0  # between SIGTERM and SIGKILL, once the state is saved
+
+
+async def save_and_end(gang: Gang, seconds: float) -> bool:
+    """Ask for a save, wait for it to be committed, then end the ranks, all within `seconds`; whether it was saved."""
+    deadline = time.monotonic() + seconds
+    saved = await _save(gang, deadline)
+    gang.terminate()
+    # Ranks that never completed a step have no state to lose, or know nothing of mend: SIGTERM is what they were told.
+    goodbye = min(deadline, time.monotonic() + _GOODBYE_SECONDS) if saved else deadline
+    await _wait_until(lambda: not gang.alive, goodbye)
+    gang.kill()
+    return saved
+
+
+async def _save(gang: Gang, deadline: float) -> bool:
+    wanted: dict[Rank, int] = {}
+    for rank in gang.alive:
+        step = rank.progress().step
+        rank.request_save()
+        if step >= 0:
+            wanted[rank] = step
+    if not wanted:
+        return False
+
+    def committed() -> bool:
+        return all(rank.progress().committed_step >= step for rank, step in wanted.items())
+
+    margin = min(_GOODBYE_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
+    await _wait_until(lambda: committed() or not gang.alive, deadline - margin)
+    if saved := committed():
+        step = max(rank.progress().committed_step for rank in wanted)
+        log.info("attempt %d: saved at step %d", gang.launch.attempt, step)
+    else:
+        log.warning("attempt %d: no save was committed", gang.launch.attempt)
+    return saved
+
+
+async def _wait_until(holds: Callable[[], bool], deadline: float) -> bool:
+    while not holds():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True

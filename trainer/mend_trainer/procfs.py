@@ -1,0 +1,117 @@
+"""What /proc and the memory cgroup tell about processes; only files that a process stuck in the kernel cannot block."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_PROC: Final = Path("/proc")
+GONE: Final = "X"
+STOPPED: Final = "T"
+
+
+class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One process as /proc shows it."""
+
+    state: str  # of the main thread: R, S, D, T, Z, X (gone)
+    threads_running: int = 0  # of all threads, how many are on a CPU or want one
+
+
+def look_at(pid: int) -> ProcessFacts:
+    """State of a process's main thread, and how many of its threads run."""
+    state = _state(_PROC / str(pid) / "stat")
+    try:
+        threads = os.listdir(_PROC / str(pid) / "task")  # noqa: PTH208 - plain names, and this is polled
+    except OSError:
+        threads = []
+    states = [_state(_PROC / str(pid) / "task" / thread / "stat") for thread in threads]
+    return ProcessFacts(state=state, threads_running=states.count("R"))
+
+
+def _state(stat: Path) -> str:
+    fields = _stat_fields(stat)
+    return fields[0] if fields else GONE
+
+
+def _stat_fields(stat: Path) -> list[str]:
+    """The fields after the command's name, which may itself hold spaces and parentheses; [] when it is gone."""
+    try:
+        return stat.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def has_handler(pid: int, number: signal.Signals) -> bool:
+    """Whether the process catches this signal, so that sending it does not kill."""
+    try:
+        status = (_PROC / str(pid) / "status").read_text(errors="replace")
+    except OSError:
+        return False
+    for line in status.splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def descendants(roots: Iterable[int]) -> set[int]:
+    """Every process below `roots`, themselves left out."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir(_PROC):  # noqa: PTH208 - hundreds of plain names, while a fault waits
+        if entry.isdigit() and (fields := _stat_fields(_PROC / entry / "stat")):
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found: set[int] = set()
+    frontier = list(roots)
+    while frontier:
+        below = [child for child in children.get(frontier.pop(), ()) if child not in found]
+        found.update(below)
+        frontier.extend(below)
+    return found
+
+
+class OutOfMemoryKills:
+    """Counts what the kernel's OOM killer has killed in this container, where a cgroup (v2 or v1) tells."""
+
+    def __init__(self, mount: Path = Path("/sys/fs/cgroup"), own: Path = _PROC / "self" / "cgroup") -> None:
+        self._files = _event_files(mount, own)
+        self._accounted = self._count()
+
+    def claim(self) -> bool:
+        """Whether there was a kill that has not yet been claimed; claims it."""
+        if self._count() <= self._accounted:
+            return False
+        self._accounted += 1
+        return True
+
+    def _count(self) -> int:
+        for file in self._files:
+            try:
+                lines = file.read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill" and value.isdigit():
+                    return int(value)
+        return 0
+
+
+def _event_files(mount: Path, own: Path) -> tuple[Path, ...]:
+    """Where the kills may be counted, best first. A container may see its own cgroup as the root of the mount."""
+    version_1, version_2 = mount / "memory", mount
+    files = [version_2 / "memory.events", version_1 / "memory.oom_control"]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            files.insert(0, version_2 / path.lstrip("/") / "memory.events")
+        elif "memory" in controllers.split(","):
+            files.insert(0, version_1 / path.lstrip("/") / "memory.oom_control")
+    return tuple(files)

@@ -1,0 +1,51 @@
+"""The random number generators of one rank: seeded, and as tensors of fixed shape, so that they fit a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xxhash
+
+_PYTHON_VERSION = 3  # of the tuple that random.getstate() returns, since Python 3.2
+
+
+def seed_generators(seed: int, rank: int) -> None:
+    """Start every generator of this rank from the run's seed; each rank draws numbers of its own."""
+    drawn = xxhash.xxh3_64_intdigest(f"{seed} {rank}".encode())
+    random.seed(drawn)
+    np.random.seed(drawn & 0xFFFF_FFFF)
+    torch.manual_seed(drawn)  # CUDA's generators too
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """States of `random`, `numpy.random`, torch's CPU generator and, once CUDA is in use, of every CUDA device."""
+    _, words, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    states = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.tensor([*map(int, keys), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states |= {f"cuda{device}": torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())}
+    return states
+
+
+def set_rng_state(states: Mapping[str, torch.Tensor]) -> None:
+    """Continue every generator from a `rng_state`."""
+    gauss = float(states["python_gauss"])
+    words = tuple(int(word) for word in states["python"])
+    random.setstate((_PYTHON_VERSION, words, None if math.isnan(gauss) else gauss))
+    *keys, position, has_gauss = (int(word) for word in states["numpy"])
+    cached = float(states["numpy_gauss"])
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    for name, state in states.items():
+        if name.startswith("cuda"):
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))

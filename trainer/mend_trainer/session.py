@@ -1,0 +1,338 @@
+"""The session: three lines that make any torch training loop a mend run, watched, saved and resumed exactly.
+
+    with Session(model=model, optimizer=optimizer, scheduler=scheduler, loader=loader) as session:
+        for step, batch in session.batches(total_steps):
+            ...
+            session.completed(loss, tokens=batch.numel())
+
+The first restores the newest checkpoint, the second resumes at the right step and batch and says what the rank is
+doing, the third tells of progress and saves when due. Without an agent around, the same loop runs as it always did.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, Generic, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mend.protocol import (
+    ENV_LAUNCH,
+    ENV_PAGE,
+    CheckpointPlan,
+    CheckpointRef,
+    ExitCode,
+    Launch,
+    Phase,
+    Report,
+    Restored,
+    decode_launch,
+)
+from mend.store import StoreError
+from mend_trainer.agreement import SaveAgreement
+from mend_trainer.alone import launch_alone
+from mend_trainer.bundle import Bundle, Snapshot, Stateful
+from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
+from mend_trainer.curve import Curve
+from mend_trainer.progress import ProgressPage
+from mend_trainer.reporting import Reporter
+from mend_trainer.rng import rng_state, set_rng_state
+
+_RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader")
+_FINAL_SAVES: Final = 3  # tries, each as patient as the store's own retries
+_FINAL_SAVE_SECONDS: Final = 900.0
+_SIGN_SECONDS: Final = 0.2
+_REHEARSALS: Final = 2
+
+_log = logging.getLogger(__name__)
+B = TypeVar("B", covariant=True)
+
+
+class Loader(Stateful, Protocol[B]):
+    """An iterable of batches whose state is its position after the last batch taken, the same on every rank."""
+
+    def __iter__(self) -> Iterator[B]: ...
+
+
+class FinalSaveFailed(RuntimeError):
+    """The last step was trained but its state could not be committed; ending now would lose it."""
+
+
+class Session(Generic[B]):
+    """One attempt at a run, seen from one rank. Make it after the process group, use it as a context manager."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        scheduler: Stateful | None = None,
+        loader: Loader[B] | None = None,
+        others: Mapping[str, Stateful] | None = None,
+        rehearse: Callable[[], torch.Tensor] | None = None,
+        checkpoint: CheckpointPlan | None = None,
+        config_digest: str = "",
+    ) -> None:
+        """`others` are further things with state: gradient scalers, averaged weights.
+
+        `rehearse` runs the model forward on any batch and returns a loss. A DDP model needs it to resume exactly: DDP
+        orders its buckets anew after its first backward pass, which changes the rounding of sums; so two passes
+        are rehearsed before the state is put in place, in every attempt alike.
+        `checkpoint` says where to save when no agent started this process; with one, the TrainingRun says it.
+        """
+        self._distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if self._distributed else 0
+        self.world_size = dist.get_world_size() if self._distributed else 1
+        self._model = model
+        self._loader = loader
+        self._rehearse = rehearse
+        self._plan = checkpoint
+        self._config_digest = config_digest
+        if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RuntimeError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized: call "
+                "init_process_group before Session(...), or each rank would save as if it were alone"
+            )
+        for name in others or {}:
+            if name in _RESERVED_NAMES or "." in name:
+                raise ValueError(
+                    f"others[{name!r}]: expected a name without dots other than {', '.join(_RESERVED_NAMES)}, "
+                    "under which the session keeps its own"
+                )
+        parts = {"scheduler": scheduler, "loader": loader, **(others or {})}
+        for name, part in parts.items():
+            if part is not None and not isinstance(part, Stateful):
+                raise TypeError(
+                    f"{name}: {type(part).__name__} has no state_dict() and load_state_dict(), so a resumed run could "
+                    "not go on where it was: use mend_trainer.data.loader, torchdata's StatefulDataLoader or your own"
+                )
+        self._bundle = Bundle(
+            rank=self.rank,
+            model=model,
+            optimizer=optimizer,
+            parts={name: part for name, part in parts.items() if part is not None},
+        )
+        self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
+        self._reporter = Reporter.from_environment()
+        self._reporting = threading.Lock()  # the checkpointer reports from a thread of its own
+        self._curve = Curve(self._page, self._report if self.rank == 0 else None)
+        self._checkpointer: Checkpointer | None = None
+        self._agreement = SaveAgreement(None, rank=self.rank)
+        self._wishes_seen = 0
+        self._step = self._saved_step = -1
+        self._tokens = 0
+        self._step_began = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """The last completed step; -1 before the first."""
+        return self._step
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the whole run has consumed up to `step`."""
+        return self._tokens
+
+    @property
+    def loss(self) -> float:
+        """Loss of the last step that is known to be done; NaN before."""
+        return self._curve.loss
+
+    def __enter__(self) -> Session[B]:
+        self._page.enter(Phase.LOADING)
+        if isinstance(self._model, DistributedDataParallel):
+            _outlive(self._model.process_group)
+            self._rehearse_buckets()
+        # torch keeps the rendezvous store to itself; one more connection to it would need what only torchrun knows.
+        counters = dist.distributed_c10d._get_default_store() if self._distributed else None
+        order = os.environ.get(ENV_LAUNCH)
+        launch = decode_launch(order) if order else launch_alone(self._plan, counters)
+        if launch.checkpoint is not None:
+            self._checkpointer = Checkpointer(
+                launch.checkpoint,
+                run=launch.run,
+                run_uid=launch.run_uid,
+                attempt=launch.attempt,
+                report=self._report,
+                config_digest=self._config_digest,
+            )
+            self._agreement = SaveAgreement(
+                counters,
+                rank=self.rank,
+                interval_steps=launch.checkpoint.interval_steps,
+                interval_seconds=launch.checkpoint.interval_seconds,
+            )
+        self._restore(launch)
+        self._step_began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Commit the last step's state before leaving. After an exception nothing is saved: the state is not sound.
+
+        `sys.exit()` is no such exception: a loop that stops early by it has succeeded.
+        """
+        try:
+            if error is None or (isinstance(error, SystemExit) and not error.code):
+                self._curve.settle()
+                self._save_finally()
+        finally:
+            self._page.enter(Phase.EXITING)
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+
+    def steps(self, total: int) -> Iterator[int]:
+        """The numbers of the steps that are still to do, out of range(total), for a loop that draws its own data."""
+        while self._step + 1 < total:
+            step = self._step + 1
+            self._page.enter(Phase.STEP)
+            yield step
+            if self._step != step:
+                raise RuntimeError(
+                    f"step {step}: the loop went on without session.completed(...); call it once per step"
+                )
+
+    def batches(self, total: int) -> Iterator[tuple[int, B]]:
+        """As `steps`, each with the loader's next batch; a loader that ends is started again."""
+        if self._loader is None:
+            raise ValueError("session.batches(...) needs Session(loader=...); use session.steps(...) without one")
+        batches = iter(self._loader)
+        for step in self.steps(total):
+            self._page.enter(Phase.DATA)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                batches = iter(self._loader)
+                batch = next(batches)
+            self._page.enter(Phase.STEP)
+            yield step, batch
+
+    def completed(self, loss: float | torch.Tensor | None = None, tokens: int = 0) -> None:
+        """The step is done, optimizer and scheduler included. Saves if it is time to.
+
+        `loss` may stay a tensor: on a GPU it is read a step later, so that nothing waits. Rank 0's is what the curve
+        shows, so reduce it over ranks before. `tokens`: how many the whole gang consumed in this step.
+        """
+        now = time.monotonic()
+        seconds, self._step_began = now - self._step_began, now
+        self._step += 1
+        self._tokens += tokens
+        self._curve.add(self._step, loss, self._tokens, seconds)
+        if self._checkpointer is not None:
+            self._page.committed_step = self._checkpointer.committed_step
+            wishes = self._page.save_requested
+            wished, self._wishes_seen = wishes > self._wishes_seen, wishes
+            if self._agreement.is_due(self._step, wished):
+                self._curve.settle()
+                if not self._save(self._checkpointer):
+                    self._agreement.postpone()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation between two steps: it has a time limit of its own, and is not part of any step."""
+        began = time.monotonic()
+        self._page.enter(Phase.EVALUATING)
+        yield
+        self._page.enter(Phase.STEP)
+        self._step_began += time.monotonic() - began
+
+    def alive(self) -> None:
+        """A sign of progress inside something long, such as one batch of an evaluation. Costs less than 1 us."""
+        self._page.mark()
+
+    def measured(self, name: str, value: float) -> None:
+        """A point of a further curve at the present step, for example an evaluation's loss."""
+        self._curve.measured(name, self._step, value, self._tokens, time.monotonic() - self._step_began)
+
+    def _rehearse_buckets(self) -> None:
+        if self._rehearse is None:
+            _log.warning("a DDP model without Session(rehearse=...): a resumed run may differ in the last bits")
+            return
+        generators = {name: state.clone() for name, state in rng_state().items()}
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        for _ in range(_REHEARSALS):
+            self._rehearse().backward()  # type: ignore[no-untyped-call]
+        self._model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        set_rng_state(generators)
+
+    def _restore(self, launch: Launch) -> None:
+        restored = None
+        if self._checkpointer is not None and launch.restore:
+            # Taken only if there is something to restore: it gives the optimizer its states before the first step.
+            here = self._bundle.take()
+            try:
+                restored = self._checkpointer.restore(launch.restore, here.tensors)
+            except (CheckpointsUnreadable, StoreError) as error:
+                # What mend must tell from the user's own errors: the code says that the store is to blame.
+                _log.error("%s", error)
+                raise SystemExit(ExitCode.STORAGE) from error
+            if restored is not None:
+                self._continue_from(restored, here)
+        if self.rank == 0:
+            ref = restored.ref if restored else CheckpointRef(uri="", step=-1, attempt=launch.attempt)
+            self._report(Restored(checkpoint=ref))
+
+    def _continue_from(self, restored: RestoredState, here: Snapshot) -> None:
+        self._bundle.put(Snapshot(tensors=here.tensors, values=restored.values))
+        self._step = self._saved_step = restored.step
+        self._tokens = restored.tokens
+        if self.rank == 0:
+            _log.info("restored step %d from %s", restored.step, restored.ref.uri)
+
+    def _save(self, checkpointer: Checkpointer) -> bool:
+        self._page.enter(Phase.SAVING)
+        snapshot = self._bundle.take()
+        begun = checkpointer.save(self._step, self._tokens, snapshot.tensors, snapshot.values)
+        if begun:
+            self._saved_step = self._step
+        self._page.enter(Phase.STEP)
+        return begun
+
+    def _save_finally(self) -> None:
+        if (checkpointer := self._checkpointer) is None:
+            return
+        self._page.enter(Phase.SAVING)
+        committed = self._wait_for(checkpointer)
+        for _ in range(_FINAL_SAVES):
+            if committed and self._saved_step == self._step:
+                self._page.committed_step = checkpointer.committed_step
+                return
+            self._save(checkpointer)
+            self._page.enter(Phase.SAVING)
+            committed = self._wait_for(checkpointer)
+        if not committed:
+            raise FinalSaveFailed(
+                f"step {self._step}, the last, could not be saved; see the failed saves reported before"
+            )
+
+    def _wait_for(self, checkpointer: Checkpointer) -> bool:
+        """Whether the save in flight was committed; while it is, the rank shows that it lives and waits for it."""
+        deadline = time.monotonic() + _FINAL_SAVE_SECONDS
+        while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
+            self._page.mark()
+        return checkpointer.wait(0.0)
+
+    def _report(self, report: Report) -> None:
+        with self._reporting:
+            self._reporter.send(report)
+
+
+def _outlive(group: object) -> None:
+    """Never destroy a process group that DDP uses; the end of the process is the end of it.
+
+    DDP's reducer may hold the last reference to it. It then joins gloo's threads with the GIL held, while one of them
+    may want the GIL to let go of the last tensor it reduced: a rank that has done all its work hangs for ever.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))

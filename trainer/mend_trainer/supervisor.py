@@ -1,0 +1,275 @@
+"""The supervisor of one worker: keeps its attempt, obeys orders, tells how the ranks are, and knows when to go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import uuid
+from collections.abc import Coroutine, Mapping
+from typing import Final
+
+from mend.protocol import (
+    ENV_TOKEN,
+    Ack,
+    AgentState,
+    Evidence,
+    ExitCode,
+    Gather,
+    Heartbeat,
+    Launch,
+    Order,
+    SaveNow,
+    Stop,
+)
+from mend_trainer.bell import Bell
+from mend_trainer.command import understand
+from mend_trainer.ending import save_and_end
+from mend_trainer.evidence import gather
+from mend_trainer.gang import Gang
+from mend_trainer.kernel import Reaper
+from mend_trainer.logs import Output
+from mend_trainer.procfs import OutOfMemoryKills
+from mend_trainer.runtime import RuntimeFolder
+from mend_trainer.settings import Settings
+from mend_trainer.standbys import Standbys
+from mend_trainer.starting import Tools
+from mend_trainer.told import PointHistory, save_report
+
+log = logging.getLogger(__name__)
+
+_LONELY_SECONDS: Final = 60.0  # a finished agent waits this long for a controller to come and end it
+_LONELY_POLL_SECONDS: Final = 1.0
+_BURIAL_SECONDS: Final = 5.0
+
+
+class Supervisor:
+    """One worker's supervisor. All of it runs in one event loop; nothing here waits for a rank."""
+
+    def __init__(self, settings: Settings, folder: RuntimeFolder, output: Output) -> None:
+        loop = asyncio.get_running_loop()
+        self.bell = Bell()
+        self.curves: dict[int, PointHistory] = {}
+        self.attempt = 0
+        self._settings = settings
+        self._folder = folder
+        self._id = uuid.uuid4().hex
+        self._sequence = 0
+        self._gang: Gang | None = None
+        self._ended: list[Gang] = []  # replaced by a newer attempt, some of their ranks still dying
+        self._fence = 0  # attempts up to this one were stopped and never start again
+        self._terminating = False
+        self.exit: asyncio.Future[int] = loop.create_future()  # the code, once it is time to go
+        self._endings: set[asyncio.Task[None]] = set()
+        self._reaper = Reaper(loop)
+        environment = _environment_of_ranks(os.environ)
+        command = understand(settings.command)
+        self._standbys = Standbys(
+            loop=loop,
+            reaper=self._reaper,
+            output=output,
+            environment=environment,
+            command=command,
+            preload=settings.preload,
+            host=settings.host,
+            wanted=settings.ranks_per_worker,
+            changed=self.bell.ring,
+        )
+        self._tools = Tools(
+            loop=loop,
+            reaper=self._reaper,
+            standbys=self._standbys,
+            output=output,
+            oom_kills=OutOfMemoryKills(),
+            environment=environment,
+            command=command,
+            argv=settings.command,
+            changed=self._changed,
+        )
+
+    # ------------------------------------------------------------ telling
+    @property
+    def is_over(self) -> bool:
+        """The agent is about to exit: streams say what there is to say and end."""
+        return self.exit.done()
+
+    @property
+    def state(self) -> AgentState:
+        """What it is doing with its attempt."""
+        gang = self._gang
+        if gang is None:
+            return AgentState.IDLE
+        if gang.has_succeeded:
+            return AgentState.FINISHED
+        if gang.stopped:
+            return AgentState.STOPPING if gang.alive else AgentState.IDLE
+        return AgentState.RUNNING
+
+    def heartbeat(self) -> Heartbeat:
+        """A whole snapshot, as of now."""
+        now = time.monotonic()
+        gang, state = self._gang, self.state
+        self._sequence += 1
+        return Heartbeat(
+            attempt=self.attempt,
+            worker=self._settings.worker,
+            agent_id=self._id,
+            state=state,
+            sequence=self._sequence,
+            ranks=tuple(rank.report(now) for rank in gang.ranks) if gang and state is not AgentState.IDLE else (),
+            standbys_ready=self._standbys.ready,
+            store_port=self._standbys.store_port,
+            restored=gang.told.restored if gang else None,
+            quarantined=gang.told.quarantined if gang else (),
+            save=save_report(gang.told, now) if gang else None,
+            terminating=self._terminating,
+        )
+
+    def _changed(self) -> None:
+        """Something about ranks changed: tell it, and let go of gangs whose last process is gone."""
+        for gang in [gang for gang in self._ended if gang.is_over]:
+            gang.close()
+            self._ended.remove(gang)
+        self.bell.ring()
+
+    # ------------------------------------------------------------ obeying
+    async def obey(self, order: Order) -> Ack | Evidence:
+        """Carry out an order that is not of an older attempt."""
+        match order:
+            case Launch():
+                return self._launch(order)
+            case Gather():
+                return await self._gather(order)
+            case Stop():
+                return self._stop(order)
+            case SaveNow():
+                return self._save_now(order)
+
+    def _launch(self, order: Launch) -> Ack:
+        if self._gang is not None and order.attempt == self.attempt:
+            return self._ack(reason="launched already")
+        if self._terminating or self.is_over:
+            return self._refuse("this worker is terminating")
+        if order.attempt <= self._fence:
+            return self._refuse(f"attempt {order.attempt} was stopped before")
+        if self._gang is not None:
+            self._gang.kill()
+            self._ended.append(self._gang)
+        log.info("attempt %d: ranks %d..%d", order.attempt, order.first_rank, order.first_rank + order.ranks - 1)
+        self.attempt = order.attempt
+        self._gang = Gang(order, self._folder.attempt(order.attempt), self._tools)
+        previous = sorted(self.curves)[-1:]  # streams may still owe points of it
+        self.curves = {attempt: self.curves[attempt] for attempt in previous} | {order.attempt: self._gang.curve}
+        self._changed()
+        return self._ack()
+
+    async def _gather(self, order: Gather) -> Ack | Evidence:
+        if self._gang is None or order.attempt != self.attempt:
+            return self._refuse(f"no ranks of attempt {order.attempt} here")
+        return await gather(self._gang, self._settings.worker, order.seconds)
+
+    def _stop(self, order: Stop) -> Ack:
+        self._fence = max(self._fence, order.attempt)
+        log.info("attempt %d: told to stop (%s)", self.attempt, order.reason or "no reason given")
+        self._in_background(self._obey_stop(order))
+        return self._ack()
+
+    async def _obey_stop(self, order: Stop) -> None:
+        await self._end(order.grace_seconds)
+        if order.exit:
+            self._leave(order.exit_code)
+
+    def _save_now(self, order: SaveNow) -> Ack:
+        if self._gang is None or order.attempt != self.attempt or not self._gang.alive:
+            return self._refuse(f"no ranks of attempt {order.attempt} here")
+        for rank in self._gang.alive:
+            rank.request_save()
+        return self._ack()
+
+    def _ack(self, reason: str = "") -> Ack:
+        return Ack(accepted=True, attempt=self.attempt, reason=reason)
+
+    def _refuse(self, reason: str) -> Ack:
+        return Ack(accepted=False, attempt=self.attempt, reason=reason)
+
+    # ------------------------------------------------------------ ending
+    async def _end(self, grace_seconds: float) -> None:
+        """End the ranks."""
+        gang = self._gang
+        if gang is not None and gang.alive and grace_seconds > 0:
+            await save_and_end(gang, grace_seconds)
+        elif gang is not None:
+            gang.kill()
+        self._changed()
+
+    def _leave(self, code: int) -> None:
+        if not self.exit.done():
+            self.exit.set_result(code)
+        self.bell.ring()
+
+    def terminate(self) -> None:
+        """SIGTERM: say so at once, save if time allows, and be gone within the grace period. Again: be gone now."""
+        if self._terminating:
+            self._leave(self._code_of_sigterm())
+            return
+        self._terminating = True
+        log.info("told to terminate within %.0fs", self._settings.grace_seconds)
+        self.bell.ring()
+        # What is left after the ranks: a last heartbeat, burials, the last log lines.
+        margin = min(2.0, self._settings.grace_seconds / 5)
+        self._in_background(self._depart(self._settings.grace_seconds - margin))
+
+    async def _depart(self, grace_seconds: float) -> None:
+        await self._end(grace_seconds)
+        self._leave(self._code_of_sigterm())
+
+    def _code_of_sigterm(self) -> ExitCode:
+        return ExitCode.SUCCEEDED if self.state is AgentState.FINISHED else ExitCode.TERMINATED
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._endings.add(task)
+        task.add_done_callback(self._ended_so)
+
+    def _ended_so(self, task: asyncio.Task[None]) -> None:
+        """Nobody awaits an ending, so a mistake of ours in it must not leave the pod hanging."""
+        self._endings.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("the agent broke while ending ranks", exc_info=error)
+            self._leave(ExitCode.AGENT_FAILED)
+
+    async def leave_when_forgotten(self) -> None:
+        """A finished agent whose controller does not come back ends by itself, so that its pod can."""
+        lonely_since: float | None = None
+        while True:
+            if self.state is AgentState.FINISHED and not self.bell.listeners:
+                lonely_since = lonely_since or time.monotonic()
+                if time.monotonic() - lonely_since > _LONELY_SECONDS:
+                    self._leave(ExitCode.SUCCEEDED)
+                    return
+            else:
+                lonely_since = None
+            await asyncio.sleep(_LONELY_POLL_SECONDS)
+
+    async def clean_up(self) -> None:
+        """Kill what runs and wait a little for it to be gone; a process stuck in the kernel is left to the kernel."""
+        gangs = [*self._ended, *([self._gang] if self._gang else [])]
+        for gang in gangs:
+            gang.kill()
+        self._standbys.close()
+        if not await self._reaper.all_buried(_BURIAL_SECONDS):
+            log.warning("left behind: a process that was killed but does not die")
+        for gang in gangs:
+            gang.close()
+        self._reaper.close()
+
+
+def _environment_of_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The agent's own, without the token that would let a rank give orders."""
+    kept = {name: value for name, value in environment.items() if name != ENV_TOKEN}
+    kept.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; otherwise every rank takes every core
+    kept.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun does
+    kept.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that imports may ask for GPUs and yet be forked
+    kept.setdefault("PYTHONUNBUFFERED", "1")  # the last lines before a crash are the ones that matter
+    return kept

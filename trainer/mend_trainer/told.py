@@ -1,0 +1,154 @@
+"""What the ranks of an attempt have told about saving, restoring and the loss, folded as their report lines come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from mend.protocol import (
+    CheckpointRef,
+    Committed,
+    Measured,
+    Point,
+    Quarantined,
+    Raised,
+    Report,
+    Restored,
+    SaveFailed,
+    SaveReport,
+    decode_report,
+)
+
+log = logging.getLogger(__name__)
+
+_READ_BYTES: Final = 1 << 16
+_LINE_BYTES: Final = 1 << 18
+_DRAIN_READS: Final = 64
+_KEPT_POINTS: Final = 50_000
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """Sum of the reports of one attempt. Times are the agent's monotonic clock, in seconds."""
+
+    restored: CheckpointRef | None = None
+    quarantined: tuple[str, ...] = ()
+    committed: Committed | None = None
+    committed_at: float = 0.0
+    failures: int = 0
+    error: str = ""
+
+
+def fold(told: Told, report: Report, now: float) -> Told:
+    """What is known after one more report. `Raised` and `Measured` belong to a rank and to the curve."""
+    match report:
+        case Committed():
+            return msgspec.structs.replace(told, committed=report, committed_at=now, failures=0, error="")
+        case SaveFailed(step=step, error=error):
+            return msgspec.structs.replace(told, failures=told.failures + 1, error=f"step {step}: {error}")
+        case Restored(checkpoint=checkpoint):
+            return msgspec.structs.replace(told, restored=checkpoint)
+        case Quarantined(uri=uri) if uri not in told.quarantined:
+            return msgspec.structs.replace(told, quarantined=(*told.quarantined, uri))
+        case Quarantined() | Raised() | Measured():
+            return told
+
+
+def save_report(told: Told, now: float) -> SaveReport | None:
+    """Health of saving as a heartbeat shows it; None while nothing was saved or failed to be."""
+    if told.committed is None:
+        return SaveReport(failures=told.failures, error=told.error) if told.failures else None
+    return SaveReport(
+        committed=told.committed.checkpoint,
+        committed_age_seconds=max(0.0, now - told.committed_at),
+        stall_seconds=told.committed.stall_seconds,
+        commit_seconds=told.committed.commit_seconds,
+        bytes=told.committed.bytes,
+        failures=told.failures,
+        error=told.error,
+    )
+
+
+class PointHistory:
+    """The newest points of an attempt's curve; each reader keeps a position of its own."""
+
+    def __init__(self) -> None:
+        self._points: deque[Point] = deque(maxlen=_KEPT_POINTS)
+        self._total = 0
+
+    def add(self, point: Point) -> None:
+        """One more point; the oldest is forgotten when there are too many."""
+        self._points.append(point)
+        self._total += 1
+
+    def after(self, position: int, most: int) -> tuple[tuple[Point, ...], int]:
+        """Up to `most` points that come after `position` (0: from the start), and the position behind them."""
+        forgotten = self._total - len(self._points)
+        start = max(position, forgotten)
+        points = tuple(islice(self._points, start - forgotten, start - forgotten + most))
+        return points, start + len(points)
+
+
+class ReportPipe:
+    """The agent's end of one rank's report pipe. A line that is no report is logged once and passed over."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, descriptor: int, rank: int, on_report: Callable[[int, Report], None]
+    ) -> None:
+        self._loop = loop
+        self._descriptor: int | None = descriptor
+        self._rank = rank
+        self._on_report = on_report
+        self._partial = b""
+        self._complained = False
+        os.set_blocking(descriptor, False)
+        loop.add_reader(descriptor, self._read)
+
+    def drain(self) -> None:
+        """Read what a dead rank has left in the pipe."""
+        for _ in range(_DRAIN_READS):
+            if self._descriptor is None or not self._read():
+                return
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _read(self) -> bool:
+        assert self._descriptor is not None
+        try:
+            chunk = os.read(self._descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self.close()
+            return False
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        if len(self._partial) > _LINE_BYTES:
+            self._partial = b""
+            self._complain(f"a line of more than {_LINE_BYTES} bytes")
+        for line in lines:
+            self._take(line)
+        return True
+
+    def _take(self, line: bytes) -> None:
+        try:
+            report = decode_report(line)
+        except msgspec.MsgspecError as error:
+            self._complain(f"{line[:80]!r}: {error}")
+            return
+        self._on_report(self._rank, report)
+
+    def _complain(self, what: str) -> None:
+        if not self._complained:
+            log.warning("rank %d: unreadable line on its report pipe, ignored from now on: %s", self._rank, what)
+            self._complained = True

@@ -1,0 +1,243 @@
+"""The reference trainer: a decoder-only transformer on text, as a plain loop inside a session.
+
+`python -m mend_trainer.train` trains a tiny model on the sources of the standard library, on any laptop;
+`--config FILE` and `--set field=value` make it anything from that to Clio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import torch
+import torch.nn.functional as F
+import xxhash
+from torch import nn
+
+from mend.protocol import ExitCode
+from mend_trainer.config import BadConfig, TrainConfig, read_config
+from mend_trainer.data.loader import Batch, Loader
+from mend_trainer.data.shards import PackedCorpus, pack
+from mend_trainer.optimization import make_optimizer, make_scheduler
+from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model
+from mend_trainer.rng import seed_generators
+from mend_trainer.session import Session
+
+_VOCABULARY_MULTIPLE: Final = 64  # matrix units like even sizes
+
+_log = logging.getLogger("mend.train")
+
+
+def train(config: TrainConfig) -> None:
+    """Train to the end of the run, wherever it was left."""
+    with join_gang(deterministic=config.deterministic) as place:
+        pieces = pieces_per_step(config, place.world_size)
+        seed_generators(config.seed, place.rank)
+        corpus = _pack(config)
+        model = spread_model(
+            config.model,
+            config.parallel,
+            place,
+            vocabulary_size=-(-corpus.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+            seed=config.seed,
+        )
+        optimizer = make_optimizer(model, config.optimizer)
+        scheduler = make_scheduler(optimizer, config)
+        work = _Work(config, place, model, corpus, pieces)
+        _announce(config, place, model, corpus)
+        with Session(
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loader=work.loader(),
+            rehearse=work.rehearse,
+            checkpoint=config.checkpoint.plan() if config.checkpoint else None,
+            config_digest=_digest(config),
+        ) as session:
+            progress = _Progress(config, place)
+            for step, batch in session.batches(config.steps):
+                work.evaluate_if_due(session, step)
+                optimizer.zero_grad(set_to_none=True)
+                loss = work.forward_backward(batch)
+                if config.optimizer.clip_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+                rate = float(scheduler.get_last_lr()[0])
+                optimizer.step()
+                scheduler.step()
+                session.completed(loss, tokens=work.tokens_per_step)
+                progress.show(session, rate)
+            work.evaluate_if_due(session, config.steps)
+
+
+def pieces_per_step(config: TrainConfig, world_size: int) -> int:
+    """Into how many micro-batches every rank cuts its share: the same number, or FSDP2's collectives would not meet."""
+    largest, smallest = -(-config.global_batch // world_size), config.global_batch // world_size
+    pieces = -(-largest // config.micro_batch)
+    if smallest < pieces:
+        raise BadConfig(
+            f"global_batch: {config.global_batch}, expected a multiple of the {world_size} ranks, or a micro_batch of "
+            f"more than {config.micro_batch}: some ranks would have {smallest} sequences for {pieces} micro-batches"
+        )
+    return pieces
+
+
+class _Work:
+    """What one rank computes in a step and in an evaluation."""
+
+    def __init__(self, config: TrainConfig, place: Place, model: nn.Module, corpus: PackedCorpus, pieces: int) -> None:
+        self._config = config
+        self._place = place
+        self._model = model
+        self._corpus = corpus
+        self._pieces = pieces
+        self.tokens_per_step = config.global_batch * config.data.sequence_length
+
+    def loader(self, *, held_out: bool = False) -> Loader:
+        """This rank's batches, from the beginning."""
+        return Loader(
+            self._corpus.held_out if held_out else self._corpus.train,
+            sequence_length=self._config.data.sequence_length,
+            global_batch=self._config.global_batch,
+            seed=self._config.seed,
+            rank=self._place.rank,
+            world_size=self._place.world_size,
+        )
+
+    def rehearse(self) -> torch.Tensor:
+        """A loss of nothing in particular, as cheap as can be: every start of a rank waits for it."""
+        tokens = torch.zeros(1, 2, dtype=torch.int64)
+        return self._loss_sum(tokens, tokens)
+
+    def forward_backward(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the mean loss over the whole global batch; returns that mean.
+
+        DDP and FSDP2 average over ranks, which is not the mean when ranks hold unequal shares: so each rank
+        contributes its sum over the tokens of all, times the number of ranks.
+        """
+        scale = self._place.world_size / self.tokens_per_step
+        total = torch.zeros((), device=self._place.device)
+        parts = list(self._parts(batch))
+        for number, (inputs, targets) in enumerate(parts, start=1):
+            with accumulating(self._model, last=number == len(parts)):
+                loss = self._loss_sum(inputs, targets)
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return self._place.sum(total) / self.tokens_per_step
+
+    def evaluate_if_due(self, session: Session[Batch], step: int) -> None:
+        """Evaluate the weights with which `step` begins; a resumed run does it again rather than never."""
+        every = self._config.evaluation.every_steps
+        if every and step and step % every == 0:
+            with session.evaluating():
+                session.measured("eval_loss", self._evaluate(session))
+
+    @torch.no_grad()
+    def _evaluate(self, session: Session[Batch]) -> float:
+        self._model.eval()
+        total = torch.zeros((), device=self._place.device)
+        loader = self.loader(held_out=True)
+        for _ in range(self._config.evaluation.batches):
+            for inputs, targets in self._parts(next(loader)):
+                total += self._loss_sum(inputs, targets)
+                session.alive()
+        self._model.train()
+        return float(self._place.sum(total)) / (self._config.evaluation.batches * self.tokens_per_step)
+
+    def _parts(self, batch: Batch) -> zip[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(
+            torch.tensor_split(batch.inputs, self._pieces),
+            torch.tensor_split(batch.targets, self._pieces),
+            strict=True,
+        )
+
+    def _loss_sum(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        device = self._place.device
+        inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+        with computing(self._config.parallel, self._place):
+            logits = self._model(input_ids=inputs).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+
+
+class _Progress:
+    """A line in the log now and then, from rank 0; it asks for no number that is not known already."""
+
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        self._config = config
+        self._every = config.log_every_seconds if place.rank == 0 else float("inf")
+        self._shown_at = time.monotonic()
+        self._tokens: int | None = None
+
+    def show(self, session: Session[Batch], rate: float) -> None:
+        """Show the step just completed, if the last line is old enough or this is the last."""
+        now = time.monotonic()
+        seconds = now - self._shown_at
+        tokens = session.tokens if self._tokens is None else self._tokens
+        if self._tokens is None:
+            self._tokens = session.tokens
+        last = session.step + 1 == self._config.steps and self._every != float("inf")
+        if seconds < self._every and not last:
+            return
+        speed = (session.tokens - tokens) / seconds if seconds else 0.0
+        _log.info("step %d  loss %.4f  %.0f tokens/s  lr %.2e", session.step, session.loss, speed, rate)
+        self._shown_at, self._tokens = now, session.tokens
+
+
+def _pack(config: TrainConfig) -> PackedCorpus:
+    data = config.data
+    cache = Path(data.cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache if data.cache else cache / "mend"
+    size = data.vocabulary_size if data.vocabulary == "bpe" else 0
+    return pack(data.text, folder, vocabulary=data.vocabulary, vocabulary_size=size)
+
+
+def _announce(config: TrainConfig, place: Place, model: nn.Module, corpus: PackedCorpus) -> None:
+    if place.rank == 0:
+        _log.info(
+            "%d parameters, %d tokens of text, %d ranks on %s (%s), %d tokens a step, %d steps",
+            sum(parameter.numel() for parameter in model.parameters()),
+            corpus.train.tokens,
+            place.world_size,
+            place.device.type,
+            config.parallel.strategy if place.world_size > 1 else "alone",
+            config.global_batch * config.data.sequence_length,
+            config.steps,
+        )
+
+
+def _digest(config: TrainConfig) -> str:
+    """Digest of what decides the numbers, not of where they are kept or how often they are shown."""
+    return xxhash.xxh3_64_hexdigest(
+        msgspec.json.encode(
+            (config.seed, config.global_batch, config.model, config.data, config.optimizer, config.schedule)
+        )
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `mend-train`."""
+    parser = argparse.ArgumentParser(prog="mend-train", description="Train a language model on text.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML; without it a tiny model trains on Python's sources"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings", help="e.g. steps=100"
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells of every client where its keys came from
+    try:
+        train(read_config(options.config, options.settings))
+    except BadConfig as error:
+        print(f"mend-train: {error}", file=sys.stderr)
+        sys.exit(ExitCode.BAD_CONFIG)
+
+
+if __name__ == "__main__":
+    main()
