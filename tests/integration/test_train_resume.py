@@ -1,0 +1,176 @@
+"""The reference trainer under real faults: a run that was killed and resumed equals one to which nothing happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mend.protocol import CheckpointPlan, CheckpointRef, Phase, Restored, SaveFailed
+from mend.store import open_store
+from mend_trainer.alone import next_attempt
+from trainer_gang import TrainerGang, TrainerRank, Zygote, a_gang, digests_of, manifest_of
+
+_STEPS = 60
+_EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_loop.py"
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    """One import of the trainer for all tests here."""
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little text to train on."""
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"{number} times {number} is {number * number}, they say.\n" * 30)
+    return folder
+
+
+def a_tiny_run(text: Path, **changes: object) -> list[str]:
+    """Arguments for a model of some thousand parameters."""
+    settings = {
+        "steps": _STEPS,
+        "global_batch": 4,
+        "schedule.warmup_steps": 2,
+        "model": "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}",
+        "data.text": text,
+        "data.sequence_length": 16,
+        "data.cache": text.parent / "cache",
+        **changes,
+    }
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 4), ("fsdp2", 2)])
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(
+    strategy: str, world: int, zygote: Zygote, text: Path, tmp_path: Path
+) -> None:
+    """Losses of every step and the digests of the whole final state are equal, under DDP and FSDP2.
+
+    DDP has four ranks, since the sum of two does not depend on their order.
+    """
+    argv = a_tiny_run(text, **{"parallel.strategy": strategy})
+    calm = CheckpointPlan(uri=f"file://{tmp_path}/calm", interval_steps=7)
+    with a_gang(zygote, tmp_path / "calm-run", argv, world=world, plan=calm) as gang:
+        unbroken = gang.succeed().losses()
+        final = manifest_of(calm, gang.commits()[-1])
+    assert list(unbroken) == list(range(_STEPS))
+    assert final.step == _STEPS - 1
+
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/hit", interval_steps=7)
+    with a_gang(zygote, tmp_path / "hit-run", argv, world=world, plan=plan) as gang:
+        gang.wait_for(gang.commits)
+        gang.kill()
+        before, saved = gang.losses(), gang.commits()
+    assert len(before) < _STEPS
+    with a_gang(zygote, tmp_path / "hit-run", argv, world=world, plan=plan, attempt=2, restore=saved[::-1]) as gang:
+        after = gang.succeed().losses()
+        again = manifest_of(plan, gang.commits()[-1])
+        told = [each for each in gang.ranks[0].reports() if isinstance(each, Restored)]
+        assert all(rank.page.phase is Phase.EXITING for rank in gang.ranks)
+    assert told == [Restored(checkpoint=saved[-1])]
+    assert list(after) == list(range(saved[-1].step + 1, _STEPS))
+    assert before == {step: unbroken[step] for step in before}
+    assert after == {step: unbroken[step] for step in after}
+    assert digests_of(again) == digests_of(final)
+    assert (again.values, again.tokens) == (final.values, final.tokens)
+
+
+def test_another_world_size_consumes_the_same_samples(zygote: Zygote, text: Path, tmp_path: Path) -> None:
+    """Killed with 2 ranks, resumed with 1 and then 3 (unequal shares): the curve stays, up to the order of sums."""
+    argv = a_tiny_run(text, steps=40, micro_batch=4)
+    calm = CheckpointPlan(uri=f"file://{tmp_path}/calm")
+    with a_gang(zygote, tmp_path / "calm-run", argv, plan=calm) as gang:
+        unbroken = gang.succeed().losses()
+        final = manifest_of(calm, gang.commits()[-1])
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/hit", interval_steps=6)
+    curve: dict[int, float | None] = {}
+    restore: list[CheckpointRef] = []
+    for attempt, world in enumerate((2, 1, 3), start=1):
+        with a_gang(
+            zygote, tmp_path / "hit-run", argv, world=world, plan=plan, attempt=attempt, restore=restore
+        ) as gang:
+            if attempt < 3:
+                gang.wait_for(gang.commits)
+                gang.kill()
+            else:
+                gang.succeed()
+            curve |= gang.losses()
+            restore = [*gang.commits()[::-1], *restore]
+    assert list(curve) == list(range(40))
+    assert curve == pytest.approx(unbroken, rel=1e-4)
+    again = manifest_of(plan, restore[0])
+    assert again.values["loader"] == final.values["loader"]
+    assert (again.tokens, [link.attempt for link in again.lineage]) == (final.tokens, [1, 2])
+
+
+def test_a_wish_of_any_rank_makes_all_save_at_one_step(zygote: Zygote, text: Path, tmp_path: Path) -> None:
+    """The agent of one worker asks its rank alone; the checkpoint is whole, and no save failed."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run")
+    with a_gang(zygote, tmp_path / "run-of", a_tiny_run(text, steps=5000), plan=plan) as gang:
+        gang.wait_for(lambda: gang.ranks[1].page.step > 2)
+        asked_at = gang.ranks[1].page.step
+        gang.ranks[1].request_save()
+        gang.wait_for(gang.commits)
+        (ref,) = gang.commits()
+        assert asked_at <= ref.step
+        assert manifest_of(plan, ref).world_size == 2
+        gang.wait_for(lambda: all(rank.page.committed_step == ref.step for rank in gang.ranks))
+        assert not [each for each in gang.ranks[0].reports() if isinstance(each, SaveFailed)]
+
+
+def test_evaluation_is_a_curve_of_its_own(zygote: Zygote, text: Path, tmp_path: Path) -> None:
+    """Every so many steps, on held-out text, the same for all ranks, and without touching the training."""
+    with a_gang(zygote, tmp_path / "plain", a_tiny_run(text, steps=7)) as gang:
+        plain = gang.succeed().losses()
+    argv = a_tiny_run(text, steps=7, **{"evaluation.every_steps": 3, "evaluation.batches": 2})
+    with a_gang(zygote, tmp_path / "evaluated", argv) as gang:
+        gang.succeed()
+        assert gang.losses() == plain
+        evaluated = gang.losses("eval_loss")
+    assert list(evaluated) == [2, 5]
+    assert all(loss is not None and 3 < loss < 8 for loss in evaluated.values())
+
+
+def test_a_checkpoint_of_another_model_ends_every_rank(zygote: Zygote, text: Path, tmp_path: Path) -> None:
+    """Nobody trains on; the log names the tensors."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run")
+    with a_gang(zygote, tmp_path / "one", a_tiny_run(text, steps=2, **{"schedule.warmup_steps": 1}), plan=plan) as gang:
+        saved = gang.succeed().commits()
+    wider = a_tiny_run(text, steps=4, **{"schedule.warmup_steps": 1, "model.intermediate_size": 48})
+    with a_gang(zygote, tmp_path / "two", wider, plan=plan, attempt=2, restore=saved) as gang:
+        assert [rank.exit_code() for rank in gang.ranks] == [1, 1]
+        assert all("mlp.up_proj.weight" in rank.log for rank in gang.ranks)
+
+
+def test_a_plain_loop_goes_on_where_it_was_killed(zygote: Zygote, tmp_path: Path) -> None:
+    """The example, alone, run again after a SIGKILL: it ends with exactly the losses of an unbroken one."""
+
+    def a_loop(name: str, uri: str) -> TrainerRank:
+        return TrainerRank(zygote, [str(_EXAMPLE), uri], {}, tmp_path / name)
+
+    def losses(rank: TrainerRank) -> dict[int, float]:
+        lines = [line.split() for line in rank.log.splitlines() if line.startswith("step ")]
+        return {int(words[1]): float(words[3]) for words in lines}
+
+    uri = f"file://{tmp_path}/hit"
+    calm = a_loop("calm", f"file://{tmp_path}/calm-run")
+    hit = a_loop("first", uri)
+    TrainerGang([hit]).wait_for(lambda: next_attempt(open_store(uri))[1])
+    TrainerGang([hit]).kill()
+    newest = next_attempt(open_store(uri))[1][0].step
+    resumed = a_loop("second", uri)
+    try:
+        assert (resumed.exit_code(), calm.exit_code()) == (0, 0), resumed.log + calm.log
+        assert newest < min(losses(resumed))
+        assert losses(hit).items() | losses(resumed).items() == losses(calm).items()
+    finally:
+        for each in (calm, hit, resumed):
+            each.close()

@@ -1,0 +1,151 @@
+"""Whatever happens to a run, in whatever order: what design section 3 promises holds."""
+
+from __future__ import annotations
+
+from hypothesis import given, note
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from faults import (
+    EVERYTHING,
+    MACHINERY_FAULTS,
+    RANK_FAULTS,
+    SHARED_FAULTS,
+    WORKER_FAULTS,
+    Fault,
+    Rehearsal,
+    broken_promises,
+    generously,
+    schedules,
+)
+from mend.decide import decide
+from mend.model import EmitEvent, FailureClass, PruneCheckpoints, RunPhase
+from mend.restore import latest_attempt
+from mend.transitions import attempt_heard
+from world import World, a_spec
+
+FIXPOINT_LOOKS = 4
+
+
+def play(schedule: list[Fault], world: World | None = None) -> World:
+    """The world after the schedule, its story noted for whoever has to read a failure."""
+    note("\n".join(map(str, schedule)))
+    rehearsal = Rehearsal(world)
+    try:
+        return rehearsal.play(schedule)
+    finally:
+        note("\n".join(rehearsal.world.story))
+
+
+@generously
+@given(schedules(EVERYTHING))
+def test_every_schedule_ends_and_no_promise_is_broken(schedule: list[Fault]) -> None:
+    """Every schedule ends succeeded, or failed with a reason; on the way no promise is broken."""
+    assert broken_promises(play(schedule)) == []
+
+
+@generously
+@given(schedules((*MACHINERY_FAULTS, "suspend", "wipe status", "cut all"), most=4))
+def test_faults_of_the_machinery_never_fail_a_run(schedule: list[Fault]) -> None:
+    """Whatever befalls controller, orders, watches and status, a run whose ranks are healthy succeeds."""
+    world = play(schedule)
+    assert world.status.phase is RunPhase.SUCCEEDED
+    assert broken_promises(world) == []
+
+
+@generously
+@given(schedules((*RANK_FAULTS, *WORKER_FAULTS, "controller dies", "suspend"), most=4))
+def test_doing_every_action_twice_is_the_same_as_once(schedule: list[Fault]) -> None:
+    """A controller that carries out each action twice has the same story to tell."""
+    twice = World(a_spec(2, 2), nodes=3, steps=60)
+    twice.twice = True
+    assert play(schedule, twice).story == play(schedule, World(a_spec(2, 2), nodes=3, steps=60)).story
+
+
+@generously
+@given(schedules(EVERYTHING, most=4))
+def test_a_decision_that_was_written_down_is_not_taken_again(schedule: list[Fault]) -> None:
+    """Asked again at once with its own status, `decide` soon changes it no more, and begins one attempt at the most.
+
+    That one is the next above all that are known, be it from agents, pods or the store: a status may have been wiped.
+    """
+    world = Rehearsal().play(schedule)
+    for seen, said in world.decisions:
+        at = said.status.accounted_at or 0.0
+        now = max(at, said.status.finished_at or 0.0, said.status.attempt_started_at or 0.0)
+        status = said.status
+        known = max(status.attempt, attempt_heard(seen), latest_attempt(seen.store.checkpoints))
+        known = max([known, *(pod.attempt for pod in seen.pods)])
+        for _ in range(FIXPOINT_LOOKS):
+            again = decide(world.spec, replace(seen, status=status), now)
+            assert again.status.attempt in (said.status.attempt, known + 1)
+            if again.status == status:
+                break
+            status = again.status
+        else:
+            raise AssertionError(f"still changing: {said.reason}")
+
+
+@generously
+@given(workers=st.integers(1, 4), ranks=st.integers(1, 3), steps=st.integers(5, 60), every=st.integers(1, 20))
+def test_a_healthy_run_is_left_alone(workers: int, ranks: int, steps: int, every: int) -> None:
+    """Between its first step and its end a healthy run sees no action but retention, and few looks."""
+    world = World(a_spec(workers, ranks), steps=steps, save_every=every).until_training()
+    before, since = len(world.decisions), world.now
+    world.until(lambda world: world.gang is not None and world.gang.finished)
+    looks = world.decisions[before:]
+    actions = [action for _, said in looks for action in said.actions]
+    assert [action for action in actions if not isinstance(action, PruneCheckpoints)] == []
+    saves = len(world.bucket.checkpoints) + len(world.pruned)
+    assert len(looks) <= 2 + (world.now - since) + 2 * saves
+    world.until_end()
+    assert (world.status.phase, world.status.incidents, world.status.attempt) == (RunPhase.SUCCEEDED, (), 1)
+
+
+@generously
+@given(schedules((*RANK_FAULTS, *WORKER_FAULTS, *SHARED_FAULTS)), st.integers(0, 3))
+def test_budgets_bound_the_recoveries(schedule: list[Fault], budget: int) -> None:
+    """No class of failure is recovered from more often than its budget allows."""
+    budgets = {"user": budget, "infrastructure": budget, "hang": budget, "preemption": budget}
+    world = play(schedule, World(a_spec(2, 2, recovery={"budgets": budgets}), nodes=4, steps=60))
+    assert all(len(spent) <= budget for spent in world.status.spent.values())
+    assert world.status.recoveries <= budget * len(FailureClass)
+
+
+@generously
+@given(schedules((*RANK_FAULTS, "spoil", "outage", "controller dies", "preempt", "stale pods")))
+def test_retention_never_takes_what_may_be_needed(schedule: list[Fault]) -> None:
+    """Neither the newest verified checkpoint nor one that a launched attempt may restore is ever pruned."""
+    world = play(schedule, World(a_spec(2, 2), nodes=3, steps=60, save_every=5))
+    for seen, said in world.decisions:
+        pruned = {uri for action in said.actions if isinstance(action, PruneCheckpoints) for uri in action.uris}
+        verified = [each for each in seen.store.checkpoints if each.verified and not each.quarantined]
+        newest = max(verified, key=lambda each: (each.ref.attempt, each.ref.step), default=None)
+        assert newest is None or newest.ref.uri not in pruned
+        assert not pruned or seen.status.phase is RunPhase.RUNNING or said.status.phase is RunPhase.RUNNING
+
+
+@generously
+@given(schedules((*EVERYTHING,), most=5))
+def test_the_ledger_adds_up(schedule: list[Fault]) -> None:
+    """The entries of the ledger sum up to the time between the first attempt and the end, by a steady clock."""
+    steady = [fault for fault in schedule if fault.what not in ("clock back", "clock ahead", "wipe status")]
+    world = play(steady)
+    ledger, status = world.status.ledger, world.status
+    spent = (ledger.pending, ledger.starting, ledger.productive, ledger.lost, ledger.detecting, ledger.recovering)
+    assert all(seconds >= 0 for seconds in spent)
+    assert status.started_at is not None
+    assert status.finished_at is not None
+    elapsed = status.finished_at - status.started_at
+    suspended_before_start = ledger.suspended  # a run may be suspended before its first attempt
+    assert sum(spent) <= elapsed + 0.01
+    assert sum(spent) + suspended_before_start >= elapsed - 0.01
+
+
+def test_events_of_a_recovery_are_few() -> None:
+    """A person who reads the Events of a run with one crash reads four."""
+    world = World(a_spec()).until_step(15)
+    world.harm_rank(3, "kill")
+    world.until_end()
+    events = [action.reason for _, said in world.decisions for action in said.actions if isinstance(action, EmitEvent)]
+    assert events == ["Started", "Training", "RankCrashed", "Training", "Completed"]

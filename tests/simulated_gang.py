@@ -1,0 +1,292 @@
+"""Simulated ranks: gangs that step in lock-step, the checkpoints they make, and what agents can see of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from mend.model import StoredCheckpoint
+from mend.protocol import (
+    Ancestor,
+    CheckpointRef,
+    ExitCode,
+    GroupProgress,
+    Launch,
+    Phase,
+    RankError,
+    RankEvidence,
+    RankExit,
+    RankReport,
+)
+from mend.restore import is_on_lineage
+
+if TYPE_CHECKING:
+    from simulated_pod import Agent
+
+MEETING_SECONDS = 0.4
+LOADING_SECONDS = 0.3
+STEP_SECONDS = 0.5
+COMMIT_SECONDS = 0.3
+SYMPTOM_SECONDS = 0.1
+STORAGE_PATIENCE_SECONDS = 3.0  # of ranks that cannot read a checkpoint
+PREFIX = "s3://bucket/clio"
+
+
+@dataclass(eq=False)
+class Rank:
+    """One trainer process. A `fault` keeps it from its next step: stopped, stuck, skipping or saving."""
+
+    number: int
+    started_at: float
+    fault: str = ""
+    fault_at: float = 0.0
+    exit: RankExit | None = None
+    error: RankError | None = None
+    ended_at: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Its process runs or is stopped."""
+        return self.exit is None
+
+    def end(self, now: float, exit: RankExit, error: RankError | None = None) -> None:
+        """The process is gone."""
+        if self.alive:
+            self.exit, self.error, self.ended_at = exit, error, now
+
+
+@dataclass
+class Bucket:
+    """The object store: what is committed there, what is spoilt, and whether it answers."""
+
+    checkpoints: dict[str, StoredCheckpoint] = field(default_factory=dict)
+    corrupt: set[str] = field(default_factory=set)
+    available: bool = True
+
+    def commit(self, checkpoint: StoredCheckpoint) -> None:
+        """A manifest was written."""
+        self.checkpoints[checkpoint.ref.uri] = checkpoint
+
+    def quarantine(self, uri: str) -> None:
+        """A rank found it spoilt."""
+        known = self.checkpoints[uri]
+        self.checkpoints[uri] = replace(known, quarantined=True)
+
+    def newest(self) -> StoredCheckpoint | None:
+        """The newest that nobody has found spoilt."""
+        sound = [each for each in self.checkpoints.values() if not each.quarantined]
+        return max(sound, key=lambda each: (each.ref.attempt, each.ref.step), default=None)
+
+
+@dataclass(eq=False)
+class Gang:
+    """All ranks of one attempt, wherever they are. It steps only while every rank is there and unobstructed."""
+
+    launch: Launch
+    bucket: Bucket
+    last_step: int
+    save_every: int
+    ranks: dict[int, Rank] = field(default_factory=dict)
+    met_at: float | None = None
+    loaded_at: float | None = None
+    restored: CheckpointRef | None = None
+    lineage: tuple[Ancestor, ...] = ()
+    quarantined: tuple[str, ...] = ()
+    step: int = -1
+    steps_done: int = 0
+    progress_at: float = 0.0
+    network_down: bool = False
+    save_wanted: bool = False
+    in_flight: list[tuple[int, float]] = field(default_factory=list)
+    committed: CheckpointRef | None = None
+    committed_at: float = 0.0
+    failures: int = 0
+    nonfinite: bool = False
+
+    @property
+    def attempt(self) -> int:
+        """Of which attempt."""
+        return self.launch.attempt
+
+    @property
+    def complete(self) -> bool:
+        """Every rank is there and alive."""
+        return len(self.ranks) == self.launch.world_size and all(rank.alive for rank in self.ranks.values())
+
+    @property
+    def obstructed(self) -> bool:
+        """Something keeps it from its next step."""
+        return self.network_down or not self.complete or any(rank.fault for rank in self.ranks.values())
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done."""
+        return self.step >= self.last_step
+
+    def advance(self, now: float) -> bool:
+        """Lets time pass; whether a step was completed."""
+        self._land_saves(now)
+        if self._breaks_apart(now) or self.obstructed:
+            return False
+        if self.met_at is None:
+            if now - max(rank.started_at for rank in self.ranks.values()) >= MEETING_SECONDS:
+                self.met_at = self.progress_at = now
+        elif self.loaded_at is None:
+            if now - self.met_at >= LOADING_SECONDS:
+                self._load(now)
+        elif now - self.progress_at >= STEP_SECONDS - 1e-9 and not self.finished:
+            self._complete_step(now)
+            return True
+        elif self.finished and not self.in_flight:
+            for rank in self.ranks.values():
+                rank.end(now, RankExit(code=0))
+        return False
+
+    def _breaks_apart(self, now: float) -> bool:
+        """Ranks that wait for a dead one are cut off, and say so; a stopped or stuck one notices nothing."""
+        dead = [rank for rank in self.ranks.values() if not rank.alive and rank.exit != RankExit(code=0)]
+        if not dead or self.met_at is None:
+            return bool(dead)
+        if now - min(rank.ended_at for rank in dead) >= SYMPTOM_SECONDS:
+            for rank in self.ranks.values():
+                if rank.alive and not rank.fault:
+                    cut_off = RankError(type="DistNetworkError", message="Connection closed by peer")
+                    rank.end(now, RankExit(code=1), cut_off)
+        return True
+
+    def _load(self, now: float) -> None:
+        """Restores the first candidate that can be read, putting spoilt ones into quarantine."""
+        assert self.met_at is not None
+        if self.launch.restore and not self.bucket.available:
+            if now - self.met_at > STORAGE_PATIENCE_SECONDS:
+                self._exit_all(now, ExitCode.STORAGE)
+            return
+        for ref in self.launch.restore:
+            known = self.bucket.checkpoints.get(ref.uri)
+            if known is None or known.quarantined:
+                continue
+            if ref.uri in self.bucket.corrupt:
+                self.bucket.quarantine(ref.uri)
+                self.quarantined += (ref.uri,)
+                continue
+            self._start_from(known, now)
+            return
+        if self.launch.restore:
+            self._exit_all(now, ExitCode.STORAGE)
+        else:
+            self._start_from(None, now)
+
+    def _start_from(self, checkpoint: StoredCheckpoint | None, now: float) -> None:
+        self.loaded_at = self.progress_at = now
+        if checkpoint is None:
+            self.restored = CheckpointRef(uri="", step=-1, attempt=self.attempt)
+            return
+        self.restored = checkpoint.ref
+        self.step = checkpoint.ref.step
+        self.lineage = (
+            *checkpoint.lineage,
+            Ancestor(attempt=checkpoint.ref.attempt, step=checkpoint.ref.step, uid=checkpoint.run_uid),
+        )
+
+    def _exit_all(self, now: float, code: ExitCode) -> None:
+        for rank in self.ranks.values():
+            rank.end(now, RankExit(code=int(code)))
+
+    def _complete_step(self, now: float) -> None:
+        self.step += 1
+        self.steps_done += 1
+        self.progress_at = now
+        if self.save_wanted or (self.step + 1) % self.save_every == 0 or self.finished:
+            self.save_wanted = False
+            self.in_flight.append((self.step, now + COMMIT_SECONDS))
+
+    def _land_saves(self, now: float) -> None:
+        """Commits what is due, as long as rank 0 lives to write the manifest."""
+        writer = self.ranks.get(0)
+        for step, due in [save for save in self.in_flight if save[1] <= now]:
+            self.in_flight.remove((step, due))
+            if writer is None or not writer.alive or writer.fault == "stopped":
+                continue
+            if not self.bucket.available:
+                self.failures += 1
+                continue
+            uri = f"{PREFIX}/step-{step:012d}/{self.attempt:06d}-x"
+            self.committed, self.committed_at, self.failures = (
+                CheckpointRef(uri=uri, step=step, attempt=self.attempt),
+                now,
+                0,
+            )
+            self.bucket.commit(
+                StoredCheckpoint(
+                    ref=self.committed, run_uid=self.launch.run_uid, lineage=self.lineage, committed_at=now
+                )
+            )
+
+    # ------------------------------------------------------------ what can be seen of it
+    def report(self, rank: Rank, now: float) -> RankReport:
+        """The rank as its agent tells it."""
+        done = self.loaded_at is not None
+        ended = rank.exit and RankExit(
+            code=rank.exit.code,
+            signal=rank.exit.signal,
+            age_seconds=now - rank.ended_at,
+            log_tail=(f"last words of rank {rank.number}",),
+        )
+        return RankReport(
+            rank=rank.number,
+            pid=1000 * self.attempt + rank.number,
+            phase=self._phase(rank),
+            progress_seconds=now - (self.progress_at if done else rank.started_at),
+            step=self.step,
+            step_seconds=STEP_SECONDS if self.steps_done else 0.0,
+            steps_done=self.steps_done,
+            loss=1.0 / (self.step + 2) if self.steps_done else None,
+            nonfinite=self.nonfinite,
+            tokens=100 * (self.step + 1),
+            exit=ended,
+            error=rank.error,
+        )
+
+    def _phase(self, rank: Rank) -> Phase:
+        if self.met_at is None:
+            return Phase.STARTING
+        if self.loaded_at is None:
+            return Phase.LOADING
+        return {"stuck": Phase.DATA, "saving": Phase.SAVING}.get(rank.fault, Phase.COLLECTIVE)
+
+    def evidence(self, rank: Rank, now: float) -> RankEvidence:
+        """What an agent finds out about a rank of a gang that stands still."""
+        answers = rank.alive and rank.fault != "stopped"
+        waits = self.loaded_at is not None and self.obstructed
+        entered = self.step + 1 + (1 if waits and rank.fault in ("", "skipping") else 0)
+        group = GroupProgress(
+            name="default_pg",
+            ranks=tuple(range(self.launch.world_size)),
+            last_enqueued=entered,
+            last_completed=self.step + 1,
+            last_enqueued_name="gloo:broadcast" if rank.fault == "skipping" else "gloo:all_reduce",
+        )
+        state = "X" if not rank.alive else "T" if rank.fault == "stopped" else "S"
+        return RankEvidence(
+            rank=rank.number,
+            process_state=state,
+            groups=(group,) if answers else (),
+            recorder_answered=answers,
+            phase=self._phase(rank),
+            progress_seconds=now - self.progress_at,
+            step=self.step,
+        )
+
+
+def line_holds(ref: CheckpointRef, gang: Gang) -> bool:
+    """Whether `ref` is a state that this gang, or an ancestor of its line, has really been in."""
+    known = gang.bucket.checkpoints[ref.uri]
+    return is_on_lineage(known, gang.launch.run_uid, gang.attempt, gang.lineage)
+
+
+def ranks_of_agent(gang: Gang, agent: Agent) -> Sequence[Rank]:
+    """The ranks that this agent started."""
+    return [rank for rank in gang.ranks.values() if rank in agent.ranks]

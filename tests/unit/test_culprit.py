@@ -1,0 +1,248 @@
+"""Who did it: tables of evidence as it is found for each kind of fault, and the verdict that it bears."""
+
+from __future__ import annotations
+
+import pytest
+
+from mend import culprit
+from mend.protocol import ExitCode, GroupProgress, Phase, RankError, RankEvidence, RankExit, RankReport
+
+STACK = """Thread 0x1 (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 320 in wait
+
+Current thread 0x2 (most recent call first):
+  File "/app/train.py", line 12 in step
+  File "/app/train.py", line 90 in main
+"""
+WAITING = STACK.replace('"/app/train.py", line 12 in step', '"/torch/distributed.py", line 9 in all_reduce')
+
+
+def group(
+    entered: int, done: int, op: str = "gloo:all_reduce", *, name: str = "dp", ranks: tuple[int, ...] = (0, 1, 2, 3)
+) -> GroupProgress:
+    """A process group's counters in one rank."""
+    return GroupProgress(name=name, ranks=ranks, last_enqueued=entered, last_completed=done, last_enqueued_name=op)
+
+
+def rank(number: int, *groups: GroupProgress, state: str = "S", answers: bool = True, **more: object) -> RankEvidence:
+    """Evidence about one rank; by default it sleeps and its recorder answers."""
+    given = {"phase": Phase.COLLECTIVE, **more}
+    return RankEvidence(rank=number, process_state=state, groups=groups, recorder_answered=answers, **given)
+
+
+def waiting(*numbers: int) -> list[RankEvidence]:
+    """Ranks that wait in collective 18 of the group of all."""
+    return [rank(number, group(18, 17)) for number in numbers]
+
+
+HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
+    "SIGSTOP: the kernel says it": (
+        [*waiting(0, 1, 3), rank(2, state="T", answers=False)],
+        (2,),
+        "rank 2 is stopped (state T)",
+    ),
+    "SIGSTOP of two": (
+        [*waiting(0, 1), rank(2, state="T", answers=False), rank(3, state="T", answers=False)],
+        (2, 3),
+        "rank 3 is stopped (state T)",
+    ),
+    "SIGSTOP of all, as a freezer does": (
+        [rank(n, state="T", answers=False) for n in range(4)],
+        (0, 1, 2, 3),
+        "rank 0 is stopped (state T)",
+    ),
+    "a zombie that nobody buried": (
+        [*waiting(0, 1, 2), rank(3, state="Z", answers=False)],
+        (3,),
+        "rank 3 is dead (state Z)",
+    ),
+    "a driver that does not return": (
+        [*waiting(0, 1, 2), rank(3, state="D", answers=False)],
+        (3,),
+        "rank 3 hangs in the kernel (state D: disk, driver or network file system)",
+    ),
+    "a file system that all hang in": ([rank(n, state="D", answers=False) for n in range(4)], (), "the evidence"),
+    "a sleep outside any collective": (
+        [*waiting(0, 1, 3), rank(2, group(17, 17), stack=STACK, phase=Phase.STEP)],
+        (2,),
+        "rank 2: 3 others wait in collective 18 of group dp, it has entered only 17 (at train.py:12 in step)",
+    ),
+    "a C extension that holds the GIL: the C++ server answers all the same": (
+        [*waiting(0, 2, 3), rank(1, group(17, 17), state="R", stack="")],
+        (1,),
+        "rank 1: 3 others wait in collective 18 of group dp, it has entered only 17",
+    ),
+    "a loader that waits for data": (
+        [*waiting(1, 2, 3), rank(0, group(17, 17), phase=Phase.DATA)],
+        (0,),
+        "rank 0: 3 others wait in collective 18 of group dp, it has entered only 17",
+    ),
+    "stuck before its first collective": (
+        [*[rank(n, group(1, 0)) for n in (0, 1, 2)], rank(3)],
+        (3,),
+        "rank 3: 3 others wait in collective 1 of group dp, it has entered none there",
+    ),
+    "two ranks, one lags": (
+        [rank(0, group(18, 17, ranks=(0, 1))), rank(1, group(17, 17, ranks=(0, 1)))],
+        (1,),
+        "rank 1: 1 others wait in collective 18 of group dp, it has entered only 17",
+    ),
+    "the one that lags waits itself: only the last in the chain is blamed": (
+        [
+            rank(0, group(18, 17), group(5, 4, name="tp", ranks=(0, 1))),
+            rank(1, group(18, 17), group(5, 4, name="tp", ranks=(0, 1))),
+            rank(2, group(17, 17), group(5, 4, name="tp2", ranks=(2, 3))),
+            rank(3, group(17, 17), group(4, 4, name="tp2", ranks=(2, 3))),
+        ],
+        (3,),
+        "rank 3: 3 others wait in collective 18 of group dp, it has entered only 17",
+    ),
+    "another collective than the rest": (
+        [*waiting(0, 1, 2), rank(3, group(18, 17, "gloo:broadcast"))],
+        (3,),
+        "rank 3 entered gloo:broadcast where the others entered gloo:all_reduce",
+    ),
+    "half call one, half another: a bug in the code, no rank's fault": (
+        [*waiting(0, 1), *[rank(n, group(18, 17, "gloo:broadcast")) for n in (2, 3)]],
+        (),
+        "the ranks entered different collectives, gloo:all_reduce or gloo:broadcast",
+    ),
+    "one ran ahead: the majority is not blamed": (
+        [rank(0, group(18, 17)), *[rank(n, group(17, 17)) for n in (1, 2, 3)]],
+        (),
+        "the evidence does not say who",
+    ),
+    "a switch: all wait equally": (waiting(0, 1, 2, 3), (), "all ranks wait equally in the same collective"),
+    "sends and receives are counted by their two ends only": (
+        [
+            rank(0, group(21, 20, "nccl:send 0->1")),
+            rank(1, group(21, 20, "nccl:recv 1<-0")),
+            rank(2, group(15, 15)),
+            rank(3, group(15, 15)),
+        ],
+        (),
+        "the evidence does not say who",
+    ),
+    "a recorder that is mute while all others wait": (
+        [*waiting(0, 1, 2), rank(3, answers=False)],
+        (3,),
+        "rank 3 does not answer while the others wait",
+    ),
+    "no recorder at all, one is saving": (
+        [*[rank(n, answers=False) for n in (0, 1, 2)], rank(3, answers=False, phase=Phase.SAVING)],
+        (3,),
+        "rank 3 is in phase saving while the others are in the step",
+    ),
+    "no recorder, only stacks": (
+        [*[rank(n, answers=False, stack=WAITING) for n in (0, 1, 2)], rank(3, answers=False, stack=STACK)],
+        (3,),
+        "rank 3 is outside any collective while the others wait in one (at train.py:12 in step)",
+    ),
+    "a slow upload behind a real hang": (
+        [
+            *[rank(n, group(18, 17), group(9, 8, name="3:mend:save")) for n in (1, 2, 3)],
+            rank(0, group(17, 17), group(10, 9, "gloo:gather", name="3:mend:save"), phase=Phase.STEP),
+        ],
+        (0,),
+        "rank 0: 3 others wait in collective 18 of group dp, it has entered only 17",
+    ),
+    "a slow upload of one rank alone": (
+        [
+            *[rank(n, group(17, 17), group(9, 8, name="3:mend:save")) for n in (0, 1, 2)],
+            rank(3, group(17, 17), group(8, 8, name="3:mend:save")),
+        ],
+        (),
+        "the evidence does not say who",
+    ),
+    "nothing at all": ([rank(n, answers=False) for n in range(4)], (), "the evidence does not say who"),
+}
+
+
+@pytest.mark.parametrize("kind", HANGS)
+def test_culprit_of_a_hang(kind: str) -> None:
+    """Each kind of hang leaves evidence that names the guilty rank, or nobody."""
+    evidence, guilty, reason = HANGS[kind]
+    verdict = culprit.of_hang(evidence, len(evidence))
+    assert verdict.ranks == guilty
+    assert any(each.startswith(reason) for each in verdict.reasons)
+    assert (verdict.confidence > 0) == bool(guilty)
+
+
+def test_ranks_that_could_be_asked_are_not_compared_without_the_others() -> None:
+    """Of two that answered, the slower may be as healthy as the faster: the guilty one may not have been asked."""
+    verdict = culprit.of_hang([rank(0, group(18, 17)), rank(1, group(17, 17))], 4)
+    assert not verdict.is_known
+    assert verdict.reasons == ("only 2 of 4 ranks could be asked, and these cannot say",)
+
+
+def test_a_stopped_rank_is_named_even_if_others_could_not_be_asked() -> None:
+    """What the kernel says about one process needs no comparison."""
+    assert culprit.of_hang([rank(1, state="T", answers=False)], 4).ranks == (1,)
+
+
+def ended(
+    number: int, *, code: int | None = None, signal: int | None = None, error: str = "", age: float = 0.1
+) -> RankReport:
+    """A rank that has ended; `error` is 'Type: message'."""
+    kind, _, message = error.partition(": ")
+    return RankReport(
+        rank=number,
+        pid=number,
+        exit=RankExit(code=code, signal=signal, age_seconds=age) if code is not None or signal is not None else None,
+        error=RankError(type=kind, message=message, age_seconds=age) if error else None,
+    )
+
+
+CUT_OFF = "DistNetworkError: Connection closed by peer [10.0.0.7]:1234"
+GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:7878"
+CRASHES: dict[str, tuple[list[RankReport], tuple[int, ...]]] = {
+    "kill -9, and three innocents complain": (
+        [ended(0, code=1, error=CUT_OFF), ended(1, signal=9), ended(2, code=1, error=GLOO), ended(3, error=GLOO)],
+        (1,),
+    ),
+    "an exception": ([ended(2, code=1, error="ValueError: bad sample"), ended(0, code=1, error=GLOO)], (2,)),
+    "the same exception everywhere": ([ended(n, code=1, error="ValueError: bad sample") for n in range(3)], (0, 1, 2)),
+    "exit without a word": ([ended(3, code=3)], (3,)),
+    "two are killed": ([ended(0, signal=9), ended(1, signal=9)], (0, 1)),
+    "one raised, and its end killed another": (
+        [ended(0, code=1, error="ValueError: bad", age=2.0), ended(1, signal=6, age=1.0)],
+        (0,),
+    ),
+    "only innocents": ([ended(0, code=1, error=CUT_OFF), ended(1, code=1, error=GLOO)], ()),
+    "an agent that found no store": ([ended(0, code=ExitCode.AGENT_FAILED, error="OSError: no store")], ()),
+    "a store that has nothing readable": ([ended(n, code=ExitCode.STORAGE) for n in range(4)], ()),
+}
+
+
+@pytest.mark.parametrize("kind", CRASHES)
+def test_culprit_of_a_crash(kind: str) -> None:
+    """Those whose end is a symptom of another's are not blamed."""
+    ranks, guilty = CRASHES[kind]
+    assert culprit.of_crash(ranks).ranks == guilty
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (ended(0, signal=9), "was killed by SIGKILL"),
+        (ended(0, signal=64), "was killed by signal 64"),
+        (ended(0, code=3), "exited with code 3"),
+        (ended(0, code=1, error="ValueError: bad\nsample"), "raised ValueError: bad"),
+        (ended(0, code=1, error="KeyboardInterrupt"), "raised KeyboardInterrupt"),
+        (
+            RankReport(rank=0, pid=1, exit=RankExit(signal=9, oom_killed=True)),
+            "was killed for using too much memory (OOM)",
+        ),
+    ],
+)
+def test_an_end_in_words(report: RankReport, words: str) -> None:
+    """How a rank ended, as a person would say it."""
+    assert culprit.how_it_ended(report) == words
+
+
+def test_top_frame_of_the_main_thread() -> None:
+    """faulthandler prints the main thread last; its innermost frame comes first."""
+    assert culprit.top_frame(STACK) == "train.py:12 in step"
+    assert culprit.top_frame("") == ""
+    assert culprit.top_frame("Current thread 0x1 (most recent call first):") == ""
+    assert culprit.top_frame("Thread 0x1:\n  <no Python frame>") == ""

@@ -1,0 +1,91 @@
+"""The demonstration's verdict: which incident was which injection, and what counts as the same, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+from mend.demo.verdict import curves_agree, matched, weights_agree
+from mend.demo.watch import Harm, Injection
+from mend.journal import CurvePoint
+from mend.manifest import Chunk, Manifest, TensorEntry
+from mend.model import FailureClass, IncidentKind, IncidentRecord, Tier
+from mend.protocol import Point
+
+
+def incident(kind: IncidentKind, number: int, detected_at: float, rank: int) -> IncidentRecord:
+    """An incident that was recovered from two seconds after it was noticed."""
+    return IncidentRecord(
+        id=number,
+        kind=kind,
+        failure=FailureClass.INFRASTRUCTURE,
+        attempt=number,
+        step=10,
+        culprit_ranks=(rank,),
+        began_at=detected_at - 1.0,
+        detected_at=detected_at,
+        recovered_at=detected_at + 2.0,
+        steps_lost=3,
+        tier=Tier.RESTART_RANKS,
+    )
+
+
+def curve(*losses: float, attempt: int = 1, first: int = 0) -> list[CurvePoint]:
+    """Points of one attempt, from step `first` on."""
+    return [
+        CurvePoint(attempt=attempt, point=Point(step=step, loss=loss, tokens=0, seconds=0.1))
+        for step, loss in enumerate(losses, start=first)
+    ]
+
+
+def manifest(digest: str) -> Manifest:
+    """A checkpoint with one tensor."""
+    chunk = Chunk(offsets=(0,), sizes=(4,), key="__0_0.distcp", start_byte=64, length_bytes=16, digest=digest)
+    return Manifest(
+        run="default/clio",
+        run_uid="uid",
+        step=9,
+        attempt=1,
+        lineage=(),
+        world_size=1,
+        tokens=10,
+        created_unix_seconds=0.0,
+        objects=(),
+        tensors={"model.weight": TensorEntry(dtype="float32", shape=(4,), chunks=(chunk,))},
+    )
+
+
+def test_an_incident_is_measured_from_its_injection() -> None:
+    """Seconds count from the signal that was sent, not from when the fault is thought to have begun."""
+    shown = matched([incident(IncidentKind.CRASHED, 1, 100.0, rank=2)], [Injection(Harm.CRASH, 2, 9, at=99.75)])
+    assert (shown[0].injected_rank, shown[0].detect_seconds, shown[0].recover_seconds) == (2, 0.25, 2.25)
+
+
+def test_an_incident_that_nobody_injected_says_so() -> None:
+    """One of another kind, or noticed before the injection, belongs to none."""
+    injections = [Injection(Harm.HANG, 1, 9, at=150.0)]
+    shown = matched([incident(IncidentKind.CRASHED, 1, 160.0, 1), incident(IncidentKind.HUNG, 2, 140.0, 1)], injections)
+    assert [each.injected_rank for each in shown] == [None, None]
+
+
+def test_one_injection_explains_one_incident() -> None:
+    """The second crash in a row is not excused by the first injection."""
+    crashes = [incident(IncidentKind.CRASHED, 1, 100.0, 2), incident(IncidentKind.CRASHED, 2, 110.0, 2)]
+    shown = matched(crashes, [Injection(Harm.CRASH, 2, 9, at=99.9)])
+    assert [each.injected_rank for each in shown] == [2, None]
+
+
+def test_curves_agree_only_bit_for_bit() -> None:
+    """The last bit of one loss, in whichever attempt, is a difference; so is a step that is missing."""
+    calm = curve(3.0, 2.0, 1.0)
+    broken = [*curve(3.0, 2.0), *curve(2.0, 1.0, attempt=2, first=1)]
+    assert curves_agree(broken, calm, 3) == (3, [])
+    off = math.nextafter(2.0, 3.0)
+    assert curves_agree([*curve(3.0, off), *curve(2.0, 1.0, attempt=2, first=1)], calm, 3)[1] == [1]
+    assert curves_agree(broken[:2], calm, 3)[1] == [2]
+    assert curves_agree(broken, calm[:2], 3)[1] == [2]
+
+
+def test_weights_agree_by_their_digests() -> None:
+    """One byte in one tensor is another digest."""
+    assert weights_agree(manifest("a"), manifest("a"))
+    assert not weights_agree(manifest("a"), manifest("b"))

@@ -1,0 +1,392 @@
+"""Diagnosis where the simulated cluster is too coarse: who is silent, going or gone, and what an end means."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from mend.diagnose import diagnose, seconds_until_diagnosis
+from mend.model import (
+    AgentView,
+    FailureClass,
+    Incident,
+    IncidentKind,
+    Observation,
+    PodPhase,
+    RunPhase,
+    RunStatus,
+    StepTimes,
+    WorkerPod,
+)
+from mend.protocol import (
+    AgentState,
+    Evidence,
+    ExitCode,
+    GroupProgress,
+    Heartbeat,
+    Phase,
+    RankError,
+    RankEvidence,
+    RankExit,
+    RankReport,
+)
+from world import a_spec
+
+SPEC = a_spec(2, 1)
+CUT_OFF = RankError(type="DistNetworkError", message="Connection closed by peer")
+
+
+class Scene:
+    """An observation of two workers with a rank each that train well, but for what is changed."""
+
+    def __init__(self, *, launched: bool = True) -> None:
+        self.launched = launched
+        self.pods = {n: WorkerPod(index=n, name=f"p{n}", uid=f"u{n}", phase=PodPhase.RUNNING) for n in (0, 1)}
+        self.views = {n: AgentView(worker=n, pod_uid=f"u{n}", connected=True, silent_seconds=0.1) for n in (0, 1)}
+        self.ranks = {n: RankReport(rank=n, pid=n, phase=Phase.COLLECTIVE, step=20, steps_done=20) for n in (0, 1)}
+        self.terminating: set[int] = set()
+        self.never_heard: set[int] = set()
+        self.evidence: tuple[Evidence, ...] = ()
+
+    def pod(self, worker: int, **changes: object) -> Scene:
+        """With a pod that is like this."""
+        self.pods[worker] = replace(self.pods[worker], **changes)
+        return self
+
+    def no_pod(self, worker: int) -> Scene:
+        """Without that pod."""
+        del self.pods[worker]
+        return self
+
+    def silent(self, worker: int, seconds: float, *, connected: bool = True, problem: str = "") -> Scene:
+        """With an agent that was not heard for a while."""
+        view = replace(self.views[worker], silent_seconds=seconds, connected=connected, problem=problem)
+        self.views[worker] = view
+        return self
+
+    def unheard(self, worker: int, seconds: float) -> Scene:
+        """With an agent that this controller has never heard."""
+        self.never_heard.add(worker)
+        return self.silent(worker, seconds, connected=False, problem="timed out")
+
+    def rank(self, number: int, **changes: object) -> Scene:
+        """With a rank that is like this."""
+        self.ranks[number] = replace(self.ranks[number], **changes)
+        return self
+
+    def told_to_go(self, worker: int) -> Scene:
+        """With an agent that has got a SIGTERM."""
+        self.terminating.add(worker)
+        return self
+
+    def asked(self, *evidence: RankEvidence) -> Scene:
+        """With evidence, one rank per worker."""
+        self.evidence = tuple(Evidence(attempt=3, worker=each.rank, ranks=(each,)) for each in evidence)
+        return self
+
+    @property
+    def seen(self) -> Observation:
+        """As an observation."""
+        views = tuple(
+            replace(view, heartbeat=None if n in self.never_heard else self._beat(n)) for n, view in self.views.items()
+        )
+        return Observation(
+            name="clio",
+            namespace="team",
+            uid="u",
+            generation=1,
+            created_at=0.0,
+            status=RunStatus(
+                phase=RunPhase.RUNNING if self.launched else RunPhase.PENDING,
+                attempt=3,
+                participants=(0, 1) if self.launched else (),
+                step=20,
+            ),
+            pods=tuple(self.pods.values()),
+            agents=views,
+            evidence=self.evidence,
+            step_times=StepTimes(seconds=(0.5,) * 10),
+        )
+
+    def _beat(self, worker: int) -> Heartbeat:
+        return Heartbeat(
+            attempt=3 if self.launched else 0,
+            worker=worker,
+            agent_id=f"a{worker}",
+            state=AgentState.RUNNING if self.launched else AgentState.IDLE,
+            sequence=1,
+            ranks=(self.ranks[worker],) if self.launched else (),
+            store_port=1,
+            terminating=worker in self.terminating,
+        )
+
+    @property
+    def incident(self) -> Incident | None:
+        """What is diagnosed."""
+        return diagnose(SPEC, self.seen)
+
+
+def late(seconds: float = 5.0) -> Scene:
+    """Both ranks stand still for longer than a step may take."""
+    return Scene().rank(0, progress_seconds=seconds).rank(1, progress_seconds=seconds)
+
+
+GONE: dict[str, tuple[Scene, IncidentKind, FailureClass, tuple[int, ...]]] = {
+    "its pod was deleted": (
+        Scene().no_pod(1),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (1,),
+    ),
+    "evicted": (
+        Scene().pod(0, phase=PodPhase.FAILED, reason="Evicted", message="disk pressure"),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (0,),
+    ),
+    "terminated by a node's shutdown that gives no reason": (
+        Scene().pod(0, phase=PodPhase.FAILED, exit_code=ExitCode.TERMINATED),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (0,),
+    ),
+    "out of memory with its agent": (
+        Scene().pod(0, phase=PodPhase.FAILED, exit_code=137, reason="OOMKilled"),
+        IncidentKind.LOST,
+        FailureClass.USER,
+        (0,),
+    ),
+    "its agent died": (
+        Scene().silent(1, 1.1, connected=False, problem="refused"),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "its node died": (
+        Scene().pod(1, node="n", node_ready=False).silent(1, 1.0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "silent, and the other waits for it": (
+        Scene().silent(1, 2.0).rank(0, progress_seconds=2.0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "silent, and the other complains": (
+        Scene().silent(1, 1.1).rank(0, error=CUT_OFF),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "silent while both load": (
+        Scene().silent(1, 6.0).rank(0, steps_done=0, phase=Phase.LOADING),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "told to go, its rank has ended": (
+        Scene().told_to_go(1).rank(1, exit=RankExit(signal=15)),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (1,),
+    ),
+    "told to go, and the other is cut off": (
+        Scene().told_to_go(1).rank(0, error=CUT_OFF),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (1,),
+    ),
+    "deleted and silent: it will not save any more": (
+        Scene().pod(1, deleting=True).silent(1, 1.0),
+        IncidentKind.PREEMPTED,
+        FailureClass.PREEMPTION,
+        (1,),
+    ),
+    "ended before the launch": (
+        Scene(launched=False).pod(1, phase=PodPhase.FAILED, exit_code=1),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "succeeded before the launch": (
+        Scene(launched=False).pod(1, phase=PodPhase.SUCCEEDED, exit_code=0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "never heard before the launch, for longer than starting may take": (
+        Scene(launched=False).unheard(1, 21.0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "never heard before the launch, on a dead node": (
+        Scene(launched=False).unheard(1, 6.0).pod(1, node_ready=False, age_seconds=6.0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "silent before the launch": (
+        Scene(launched=False).silent(1, 6.0),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+}
+
+
+@pytest.mark.parametrize("why", GONE)
+def test_a_worker_that_is_gone(why: str) -> None:
+    """It is named with the class of failure that pays for it, and only it is blamed."""
+    scene, kind, failure, workers = GONE[why]
+    incident = scene.incident
+    assert incident is not None
+    assert (incident.kind, incident.failure, incident.workers) == (kind, failure, workers)
+    assert incident.verdict.ranks == (workers if scene.launched else ())
+    assert incident.verdict.confidence > 0.9
+
+
+ALL_WELL: dict[str, Scene] = {
+    "nothing at all": Scene(),
+    "silent while the other steps on": Scene().silent(1, 25.0),
+    "nobody is heard: the controller may be cut off": late(20.0).silent(0, 20.0).silent(1, 20.0),
+    "told to go, but it may yet save": Scene().pod(1, deleting=True).told_to_go(1),
+    "deleted before the launch: it is made anew": Scene(launched=False).pod(1, deleting=True),
+    "not there before the launch": Scene(launched=False).no_pod(1),
+    "refused by an agent that is starting": Scene().silent(1, 0.5, connected=False, problem="refused"),
+    "cut off a moment ago: the cause will show": Scene().rank(0, error=replace(CUT_OFF, age_seconds=0.2)),
+    "cut off by one that has missed a heartbeat": (
+        Scene().rank(0, error=replace(CUT_OFF, age_seconds=0.8)).silent(1, 0.7)
+    ),
+    "cut off by one that a new controller has not heard yet": (
+        Scene().rank(0, error=replace(CUT_OFF, age_seconds=9.0)).unheard(1, 0.2)
+    ),
+    "finished": Scene().rank(0, exit=RankExit(code=0)).rank(1, exit=RankExit(code=0)),
+    "one saves while the other waits": late(3.0).rank(1, phase=Phase.SAVING),
+}
+
+
+@pytest.mark.parametrize("why", ALL_WELL)
+def test_no_incident(why: str) -> None:
+    """What may be well is left alone."""
+    assert ALL_WELL[why].incident is None
+
+
+def test_when_nobody_is_heard_for_too_long_nobody_is_blamed() -> None:
+    """In the end something must be done, but the controller may be the one that is cut off."""
+    incident = late(40.0).silent(0, 40.0).silent(1, 40.0).incident
+    assert incident is not None
+    assert (incident.workers, incident.verdict.ranks, incident.verdict.confidence) == ((0, 1), (), 0.0)
+
+
+CLASSES: dict[str, tuple[dict[str, object], FailureClass, bool]] = {
+    "killed": ({"exit": RankExit(signal=9)}, FailureClass.INFRASTRUCTURE, False),
+    "out of memory": ({"exit": RankExit(signal=9, oom_killed=True)}, FailureClass.USER, False),
+    "exit code": ({"exit": RankExit(code=3)}, FailureClass.USER, False),
+    "exception": ({"error": RankError(type="ValueError", message="the taxid is bad")}, FailureClass.USER, False),
+    "hardware": (
+        {"error": RankError(type="RuntimeError", message="CUDA error: Xid 79")},
+        FailureClass.INFRASTRUCTURE,
+        False,
+    ),
+    "index out of bounds": (
+        {"error": RankError(type="RuntimeError", message="CUDA error: device-side assert triggered")},
+        FailureClass.USER,
+        False,
+    ),
+    "misfit": ({"exit": RankExit(code=ExitCode.MISFIT)}, FailureClass.USER, True),
+    "no such command": ({"exit": RankExit(code=ExitCode.NOT_FOUND)}, FailureClass.USER, True),
+    "fatal by its own word": ({"error": RankError(type="E", message="", fatal=True)}, FailureClass.USER, True),
+}
+
+
+@pytest.mark.parametrize("how", CLASSES)
+def test_who_pays_for_a_crash(how: str) -> None:
+    """The failure class, and whether trying again can help."""
+    changes, failure, fatal = CLASSES[how]
+    incident = Scene().rank(1, **changes).incident
+    assert incident is not None
+    assert (incident.kind, incident.failure, incident.fatal) == (IncidentKind.CRASHED, failure, fatal)
+    assert incident.verdict.ranks == (1,)
+    assert bool(incident.fingerprint) == (failure is FailureClass.USER)
+
+
+def evidence(rank: int, state: str = "S", step: int = 20) -> RankEvidence:
+    """Evidence about a rank that waits, or is stopped."""
+    group = GroupProgress(name="dp", last_enqueued=22, last_completed=21, last_enqueued_name="x")
+    alive = state == "S"
+    return RankEvidence(
+        rank=rank, process_state=state, step=step, groups=(group,) if alive else (), recorder_answered=alive
+    )
+
+
+def test_a_hang_asks_for_evidence_first() -> None:
+    """Nothing is judged before anybody was asked."""
+    incident = late().incident
+    assert incident is not None
+    assert (incident.kind, incident.needs_evidence, incident.verdict.is_known) == (IncidentKind.HUNG, True, False)
+
+
+def test_evidence_names_the_culprit() -> None:
+    """Once all were asked, the verdict stands."""
+    incident = late().asked(evidence(0), evidence(1, "T")).incident
+    assert incident is not None
+    assert (incident.needs_evidence, incident.verdict.ranks) == (False, (1,))
+
+
+def test_evidence_of_an_earlier_stall_is_not_used() -> None:
+    """The gang went on by itself after it was gathered, and hangs again: who was guilty then need not be now."""
+    incident = late().asked(evidence(0, step=12), evidence(1, "T", step=12)).incident
+    assert incident is not None
+    assert (incident.needs_evidence, incident.verdict.is_known) == (True, False)
+
+
+def test_survivors_that_complain_lead_to_the_stopped_one() -> None:
+    """All that ended were cut off; the living one is stopped."""
+    scene = Scene().rank(0, error=replace(CUT_OFF, age_seconds=1.0))
+    asked = scene.incident
+    assert asked is not None
+    assert asked.needs_evidence
+    judged = scene.asked(evidence(0), evidence(1, "T")).incident
+    assert judged is not None
+    assert (judged.verdict.ranks, judged.summary) == ((1,), "rank 1 is stopped (state T)")
+
+
+def test_one_that_finished_early_is_named_when_the_others_wait_for_it() -> None:
+    """Ranks with unequal data: one has ended, the other waits in a collective."""
+    incident = late().rank(1, exit=RankExit(code=0)).asked(evidence(0)).incident
+    assert incident is not None
+    assert incident.verdict.ranks == (1,)
+
+
+def test_divergence_is_acted_on_only_when_asked_for() -> None:
+    """A loss that is no number rolls back only with spec.recovery.rollBackOnDivergence."""
+    scene = Scene().rank(0, nonfinite=True)
+    assert scene.incident is None
+    willing = replace(SPEC, recovery=replace(SPEC.recovery, roll_back_on_divergence=True))
+    incident = diagnose(willing, scene.seen)
+    assert incident is not None
+    assert (incident.kind, incident.verdict.ranks) == (IncidentKind.DIVERGED, ())
+
+
+@pytest.mark.parametrize(
+    "scene", [Scene(), late(), late(100.0).silent(1, 50.0), Scene().rank(0, exit=RankExit(code=1))]
+)
+def test_looking_again_is_never_a_busy_loop(scene: Scene) -> None:
+    """However overdue something is."""
+    assert seconds_until_diagnosis(SPEC, scene.seen) >= 0.02
+    assert seconds_until_diagnosis(SPEC, Scene().seen) == pytest.approx(1.4)
+
+
+def test_two_errors_of_one_type_at_the_same_step_are_two() -> None:
+    """Only the same error twice gives up early; addresses, digests and counts in a message do not tell errors apart."""
+
+    def after(message: str) -> str:
+        incident = Scene().rank(1, error=RankError(type="ValueError", message=message)).incident
+        assert incident is not None
+        return incident.fingerprint
+
+    assert after("bad sample") != after("bad label")
+    assert after("sample 12 at 0x7f3a is bad\nsee below") == after("sample 7 at 0x99ff is bad\nor not")

@@ -1,0 +1,144 @@
+"""The objects of a run: the user's template as it was, its command under mend's agent, and who owns what."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from mend import protocol, render
+from mend.model import Observation, RunStatus
+from mend.spec import parse_spec
+
+TEMPLATE: dict[str, Any] = {
+    "metadata": {"labels": {"team": "clio", protocol.LABEL_RUN: "forged"}, "annotations": {"note": "mine"}},
+    "spec": {
+        "nodeSelector": {"gpu": "h100"},
+        "terminationGracePeriodSeconds": 90,
+        "containers": [
+            {"name": "sidecar", "image": "logs:1"},
+            {
+                "name": "trainer",
+                "image": "clio:1",
+                "command": ["python", "-m", "train"],
+                "args": ["--size", "3b"],
+                "env": [{"name": "LR", "value": "3e-4"}, {"name": protocol.ENV_WORKER, "value": "99"}],
+                "envFrom": [{"configMapRef": {"name": "settings"}}],
+                "ports": [{"containerPort": 9000}],
+            },
+        ],
+    },
+}
+SPEC = parse_spec(
+    {
+        "workers": {"replicas": 3, "ranksPerWorker": 8, "template": TEMPLATE},
+        "checkpoint": {"uri": "s3://bucket/clio", "credentialsSecret": "s3-keys"},
+        "priorityClassName": "training",
+    }
+)
+SEEN = Observation(name="clio", namespace="team", uid="u-1", generation=1, created_at=0.0, status=RunStatus())
+OWNER = {
+    "apiVersion": "mend.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "name": "clio",
+    "uid": "u-1",
+    "controller": True,
+    "blockOwnerDeletion": True,
+}
+
+
+def a_worker() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pod of worker 2 in attempt 7, and its trainer."""
+    pod = render.worker(SPEC, SEEN, 2, 7)
+    return pod, pod["spec"]["containers"][1]
+
+
+def test_everything_is_owned_by_the_run_and_labelled() -> None:
+    """So that it goes when the run goes, and selectors find it."""
+    for made in (render.worker(SPEC, SEEN, 0, 1), render.service(SEEN), render.token_secret(SEEN, "secret")):
+        assert made["metadata"]["ownerReferences"] == [OWNER]
+        assert made["metadata"]["namespace"] == "team"
+        labels = made["metadata"]["labels"]
+        assert (labels[protocol.LABEL_RUN], labels[protocol.LABEL_MANAGED_BY]) == ("clio", "mend")
+
+
+def test_a_pod_tells_worker_and_attempt() -> None:
+    """By name and by label; a name is never used twice. The user's labels stay, but cannot pass for mend's."""
+    pod, _ = a_worker()
+    labels = pod["metadata"]["labels"]
+    assert pod["metadata"]["name"] == "clio-2-a7"
+    assert (labels[protocol.LABEL_WORKER], labels[protocol.LABEL_ATTEMPT]) == ("2", "7")
+    assert (labels["team"], labels[protocol.LABEL_RUN]) == ("clio", "clio")
+    assert pod["metadata"]["annotations"] == {"note": "mine"}
+    assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("clio-2-a7", "clio")
+
+
+def test_the_command_runs_under_the_agent_and_its_words_stay() -> None:
+    """`args` stay where they are: they follow the command."""
+    _, trainer = a_worker()
+    assert trainer["command"] == ["mend-agent", "--", "python", "-m", "train"]
+    assert trainer["args"] == ["--size", "3b"]
+
+
+def test_the_users_environment_is_kept_and_mends_wins() -> None:
+    """Variables of the user come first; one that would mislead the agent is replaced."""
+    _, trainer = a_worker()
+    names = [each["name"] for each in trainer["env"]]
+    values = {each["name"]: each.get("value") for each in trainer["env"]}
+    assert names[0] == "LR"
+    assert len(names) == len(set(names))
+    assert values["LR"] == "3e-4"
+    assert values[protocol.ENV_RUN] == "team/clio"
+    assert values[protocol.ENV_RUN_UID] == "u-1"
+    assert values[protocol.ENV_WORKER] == "2"
+    assert values[protocol.ENV_WORKERS] == "3"
+    assert values[protocol.ENV_RANKS_PER_WORKER] == "8"
+    assert values[protocol.ENV_HEARTBEAT_SECONDS] == "0.3"
+    assert values[protocol.ENV_GRACE_SECONDS] == "90"
+
+
+def test_the_token_comes_from_the_secret_and_stands_nowhere_else() -> None:
+    """Whoever may read pods may not give orders."""
+    _, trainer = a_worker()
+    source = next(each for each in trainer["env"] if each["name"] == protocol.ENV_TOKEN)
+    secret = render.token_secret(SEEN, "s3cret")
+    assert source["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "token"}
+    assert secret["stringData"] == {"token": "s3cret"}
+
+
+def test_credentials_join_the_users_sources() -> None:
+    """Ranks write to the store with the Secret that the spec names."""
+    _, trainer = a_worker()
+    assert trainer["envFrom"] == [{"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "s3-keys"}}]
+    assert trainer["ports"] == [{"containerPort": 9000}, {"name": "mend-agent", "containerPort": 7117}]
+
+
+def test_the_rest_of_the_template_is_left_alone() -> None:
+    """Selectors, sidecars and grace are the user's; restarts are mend's. The spec itself is not written to."""
+    before = copy.deepcopy(SPEC.workers.template)
+    pod, _ = a_worker()
+    assert pod["spec"]["nodeSelector"] == {"gpu": "h100"}
+    assert pod["spec"]["containers"][0] == {"name": "sidecar", "image": "logs:1"}
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 90
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["priorityClassName"] == "training"
+    assert SPEC.workers.template == before
+
+
+def test_a_bare_template_is_enough() -> None:
+    """No metadata, no env, no grace period: defaults fill in."""
+    trainer = {"name": "trainer", "image": "clio:1", "command": ["train"]}
+    raw = {
+        "workers": {"replicas": 1, "template": {"spec": {"containers": [trainer]}}},
+        "checkpoint": {"uri": "file:///tmp/x"},
+    }
+    pod = render.worker(parse_spec(raw), SEEN, 0, 1)
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 30
+    assert "envFrom" not in pod["spec"]["containers"][0]
+    assert "priorityClassName" not in pod["spec"]
+
+
+def test_the_service_is_headless_and_does_not_wait_for_readiness() -> None:
+    """Ranks meet before anything is ready."""
+    spec = render.service(SEEN)["spec"]
+    assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
+    assert spec["selector"][protocol.LABEL_RUN] == "clio"

@@ -1,0 +1,93 @@
+"""The scenarios in tests/scenarios: commands for the simulated cluster, `----`, and the story they must lead to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from world import World, a_spec
+
+SCENARIOS = sorted((Path(__file__).parent.parent / "scenarios").glob("*.txt"))
+
+
+def blocks(text: str) -> Iterator[tuple[list[str], list[str]]]:
+    """Commands and expected lines of each block; blocks are parted by empty lines, `#` begins a comment."""
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+        if lines:
+            cut = lines.index("----")
+            yield lines[:cut], lines[cut + 1 :]
+
+
+def a_run(*words: str) -> World:
+    """`run workers=2 ranks=2 minimum=1 nodes=3 steps=40 user=3 hang=20 deadline=60 ...` as a world."""
+    given = {name: int(value) for name, value in (word.split("=") for word in words)}
+    budgets = {name: given.pop(name) for name in ("user", "hang", "infrastructure", "preemption") if name in given}
+    shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every") if name in given}
+    deadline = given.pop("deadline", None)
+    recovery = {"budgets": budgets, "shrinkAfter": f"{given.pop('shrink', 300)}s"}
+    spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), minimum=given.pop("minimum", None), recovery=recovery)
+    assert not given, f"unknown words: {given}"
+    return World(replace(spec, active_deadline_seconds=deadline), **shape)
+
+
+COMMANDS: dict[str, Callable[..., object]] = {
+    "until step": lambda world, step: world.until_step(int(step)),
+    "until training": lambda world: world.until_training(),
+    "until end": lambda world: world.until_end(),
+    "wait": lambda world, seconds: world.run(float(seconds)),
+    "kill rank": lambda world, rank: world.harm_rank(int(rank), "kill"),
+    "stop rank": lambda world, rank: world.harm_rank(int(rank), "stop"),
+    "raise in rank": lambda world, rank: world.harm_rank(int(rank), "raise"),
+    "skip a collective in rank": lambda world, rank: world.harm_rank(int(rank), "skipping"),
+    "hang the saving of rank": lambda world, rank: world.harm_rank(int(rank), "saving"),
+    "break the network": lambda world: world.break_network(),
+    "kill agent": lambda world, worker: world.kill_agent(int(worker)),
+    "lose node of worker": lambda world, worker: world.lose_node(int(worker)),
+    "preempt worker": lambda world, worker: world.preempt(int(worker)),
+    "spoil the newest checkpoint": lambda world: world.spoil_newest(),
+    "storage fails": lambda world: setattr(world.bucket, "available", False),
+    "storage works": lambda world: setattr(world.bucket, "available", True),
+    "suspend": lambda world: world.suspend(),
+    "resume": lambda world: world.suspend(False),
+    "scale to": lambda world, replicas: world.scale(int(replicas)),
+    "kill the controller for": lambda world, seconds: world.kill_controller(down_for=float(seconds)),
+    "kill the controller after its next status": lambda world: world.kill_controller("status"),
+    "kill the controller after its next action": lambda world: world.kill_controller("action"),
+    "cut the controller off for": lambda world, seconds: world.cut_streams(float(seconds)),
+    "wipe the status": lambda world: world.wipe_status(),
+}
+
+
+def obey(world: World, line: str) -> None:
+    """One command; its arguments are the words after the longest command that fits."""
+    name = max((each for each in COMMANDS if line == each or line.startswith(f"{each} ")), key=len, default=None)
+    if name is None:
+        raise ValueError(f"{line!r}: no such command; there are {', '.join(sorted(COMMANDS))}")
+    COMMANDS[name](world, *line[len(name) :].split())
+
+
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
+def test_the_story_is_as_told(path: Path) -> None:
+    """Each block of commands leads to exactly the lines below it."""
+    world, told = None, 0
+    for commands, expected in blocks(path.read_text()):
+        for line in commands:
+            if line.startswith("run"):
+                world, told = a_run(*line.split()[1:]), 0
+            else:
+                assert world is not None
+                obey(world, line)
+        assert world is not None
+        story, told = world.story[told:], len(world.story)
+        diff = list(difflib.unified_diff(expected, story, "expected", "told", lineterm="", n=99))
+        assert not diff, f"{path.name}, after {commands[-1]!r}:\n" + "\n".join(diff)
+
+
+def test_there_are_scenarios() -> None:
+    """An empty folder would pass unnoticed."""
+    assert len(SCENARIOS) >= 10

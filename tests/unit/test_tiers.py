@@ -1,0 +1,116 @@
+"""How to recover: the least disruptive means that can work and has not just failed, or none."""
+
+from __future__ import annotations
+
+import pytest
+
+from mend import tiers
+from mend.model import (
+    FailureClass,
+    Incident,
+    IncidentKind,
+    IncidentRecord,
+    Observation,
+    RunStatus,
+    StoredCheckpoint,
+    StoreView,
+    Tier,
+    Verdict,
+)
+from mend.protocol import CheckpointRef
+from world import a_spec
+
+SPEC = a_spec(2, 2, recovery={"budgets": {"user": 2, "window": "1h"}})
+
+
+def an_incident(kind: IncidentKind, failure: FailureClass, **more: object) -> Incident:
+    """Of attempt 5, nobody known."""
+    given = {"ranks": (), "workers": (), "age_seconds": 0.0, "verdict": Verdict(), "summary": "", **more}
+    return Incident(kind=kind, failure=failure, attempt=5, **given)
+
+
+def a_record(number: int, *, recovered: bool, **more: object) -> IncidentRecord:
+    """An earlier incident."""
+    given = {"kind": IncidentKind.HUNG, "failure": FailureClass.HANG, "attempt": 4, "step": 3, **more}
+    at = 100.0 if recovered else None
+    return IncidentRecord(id=number, began_at=90.0, detected_at=91.0, recovered_at=at, **given)
+
+
+def a_run(*steps: int, spoilt: bool = False, **status: object) -> Observation:
+    """A run with checkpoints after these steps."""
+    stored = tuple(
+        StoredCheckpoint(run_uid="u", ref=CheckpointRef(uri=f"s{step}", step=step, attempt=5), quarantined=spoilt)
+        for step in steps
+    )
+    return Observation(
+        name="clio",
+        namespace="team",
+        uid="u",
+        generation=1,
+        created_at=0.0,
+        status=RunStatus(attempt=5, participants=(0, 1), **status),
+        store=StoreView(listed=True, checkpoints=stored),
+    )
+
+
+HUNG = an_incident(IncidentKind.HUNG, FailureClass.HANG)
+RAISED = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint="ValueError after step 7")
+CORRUPT = an_incident(IncidentKind.CORRUPT, FailureClass.INFRASTRUCTURE)
+DIVERGED = an_incident(IncidentKind.DIVERGED, FailureClass.USER)
+LOST = an_incident(IncidentKind.LOST, FailureClass.INFRASTRUCTURE, workers=(1,))
+FATAL = an_incident(IncidentKind.CRASHED, FailureClass.USER, fatal=True)
+SAME = a_record(1, recovered=True, fingerprint="ValueError after step 7")
+BACK, BROKEN = a_record(1, recovered=True), a_record(2, recovered=False)
+SPENT = {FailureClass.USER: (500.0, 900.0)}
+
+CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
+    "a first hang": (a_run(3), HUNG, [], Tier.RESTART_RANKS),
+    "another, after the run was back": (a_run(3), HUNG, [BACK], Tier.RESTART_RANKS),
+    "another, before it was back": (a_run(3), HUNG, [BACK, BROKEN], Tier.REPLACE_WORKER),
+    "a worker is gone": (a_run(3), LOST, [], Tier.REPLACE_WORKER),
+    "an exception": (a_run(3), RAISED, [], Tier.RESTART_RANKS),
+    "an exception in a recovery: another machine has the same code": (a_run(3), RAISED, [BROKEN], Tier.RESTART_RANKS),
+    "the same exception": (a_run(3), RAISED, [SAME, BACK], Tier.GIVE_UP),
+    "no budget left": (a_run(3, spent=SPENT), RAISED, [], Tier.GIVE_UP),
+    "another class has budget left": (a_run(3, spent=SPENT), HUNG, [], Tier.RESTART_RANKS),
+    "trying again cannot help": (a_run(3), FATAL, [], Tier.GIVE_UP),
+    "spoilt, but there are older ones": (a_run(3), CORRUPT, [BROKEN], Tier.RESTART_RANKS),
+    "all are spoilt": (a_run(3, spoilt=True), CORRUPT, [], Tier.GIVE_UP),
+    "diverged": (a_run(3, 5), DIVERGED, [], Tier.ROLL_BACK),
+    "diverged with nothing to roll back to": (a_run(3), DIVERGED, [], Tier.GIVE_UP),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_tier(case: str) -> None:
+    """Each kind of incident, with what has happened before, has its tier and a reason for it."""
+    seen, incident, earlier, tier = CASES[case]
+    chosen, why = tiers.choose(SPEC, seen, incident, earlier, 1000.0)
+    assert chosen is tier
+    assert why
+
+
+def test_budgets_are_refilled_as_time_passes() -> None:
+    """Only what was spent within the window counts."""
+    assert tiers.choose(SPEC, a_run(3, spent=SPENT), RAISED, [], 4300.0)[0] is Tier.RESTART_RANKS
+
+
+def test_giving_up_says_which_field_to_raise() -> None:
+    """An error that a user can cause names the remedy."""
+    _, why = tiers.choose(SPEC, a_run(3, spent=SPENT), RAISED, [], 1000.0)
+    assert why == "the budget of 2 for failures of class user is used up (raise spec.recovery.budgets.user)"
+
+
+@pytest.mark.parametrize(("verdict", "workers"), [((3,), (1,)), ((0, 2), (0, 1)), ((), (0, 1))])
+def test_whose_pods_are_replaced(verdict: tuple[int, ...], workers: tuple[int, ...]) -> None:
+    """The culprits'; everybody's when nobody is known."""
+    incident = an_incident(IncidentKind.HUNG, FailureClass.HANG, verdict=Verdict(ranks=verdict))
+    assert tiers.to_replace(SPEC, a_run(3), incident) == workers
+    assert tiers.to_replace(SPEC, a_run(3), LOST) == (1,)
+
+
+@pytest.mark.parametrize(("broken", "seconds"), [(0, 0.0), (1, 0.0), (2, 1.0), (3, 2.0), (5, 8.0), (20, 60.0)])
+def test_launches_are_delayed_only_while_recoveries_keep_breaking(broken: int, seconds: float) -> None:
+    """The first recovery is at once; then the delay doubles up to a minute."""
+    incidents = (BACK, *(a_record(n + 2, recovered=False) for n in range(broken)))
+    assert tiers.launch_delay_seconds(RunStatus(incidents=incidents)) == seconds
