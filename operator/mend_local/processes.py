@@ -230,7 +230,9 @@ class Process:
 
     def members(self) -> list[Seen]:
         """The living processes of this session, of its descendants, and those that carry its owner mark."""
-        return list(dict.fromkeys(family_of(self.identity.pid) + owned_by(self.owner)))
+        # By identity: a process that went to sleep between the two looks is one process, seen in two states.
+        found = {each.identity: each for each in family_of(self.identity.pid) + owned_by(self.owner)}
+        return list(found.values())
 
     def record(self, path: Path) -> None:
         """Write down which process this is, for `end_recorded` in a later life."""
