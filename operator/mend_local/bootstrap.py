@@ -30,6 +30,8 @@ _COLLECTIONS: Final = {
     "Role": f"{_RBAC}/namespaces/{{namespace}}/roles",
     "RoleBinding": f"{_RBAC}/namespaces/{{namespace}}/rolebindings",
 }
+_HERE: Final = Path(__file__).parent
+_CHECKOUT: Final = _HERE.parents[1]
 _PERMISSIONS: Final = ("Namespace", "ServiceAccount", "ClusterRole", "Role", "ClusterRoleBinding", "RoleBinding")
 
 
@@ -46,18 +48,21 @@ class Account:
 
 
 def crd_files() -> list[Path]:
-    """mend's CRDs, beside this module: in a checkout a link to the chart's, in a package a copy of them."""
-    place = Path(__file__).parent / "crds"
-    if found := sorted(place.glob("*.yaml")):
-        return found
+    """mend's CRDs: in a package a copy beside this module, in a checkout the chart's own."""
+    places = (_HERE / "crds", _CHECKOUT / "charts/mend/crds")
+    for place in places:
+        if found := sorted(place.glob("*.yaml")):
+            return found
     raise NoDefinition(
-        f"no CustomResourceDefinition of mend in {place}: install mend as a package, or run it from a whole checkout"
+        f"no CustomResourceDefinition of mend in {' or '.join(map(str, places))}: "
+        "install mend as a package, or run it from a whole checkout"
     )
 
 
 def permission_files() -> list[Path]:
-    """mend's RBAC as plain manifests, beside this module in the same way; none where there are none."""
-    return [file for file in (Path(__file__).parent / "rbac.yaml",) if file.exists()]
+    """mend's RBAC as plain manifests, found in the same way; none where there are none."""
+    places = (_HERE / "rbac.yaml", _CHECKOUT / "manifests/rbac.yaml")
+    return [file for file in places if file.exists()][:1]
 
 
 async def install_definitions(api: Api) -> list[str]:
