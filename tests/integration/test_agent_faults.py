@@ -157,6 +157,16 @@ async def test_a_skipped_collective_shows_as_a_lag(worker: Worker) -> None:
     assert skipper.step == 9
 
 
+async def test_a_full_recorder_can_still_be_read(worker: Worker) -> None:
+    """After thousands of collectives, when the ring of entries is full, the counters tell as they did at first."""
+    await worker.launch(FAULT="skip", FAULT_RANK="1", FAULT_STEP="2500", STEPS="2600", STEP_SECONDS="0")
+    waiting, skipper = (await worker.stuck()).ranks
+    assert waiting.recorder_answered
+    assert skipper.recorder_answered
+    assert enqueued(waiting) > 2500
+    assert enqueued(skipper) == enqueued(waiting) - 1
+
+
 async def test_gathering_disturbs_nobody(worker: Worker) -> None:
     """Evidence of a healthy gang can be taken again and again while it trains on."""
     await worker.launch()

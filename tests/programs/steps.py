@@ -1,4 +1,7 @@
-"""A gang that does nothing but all_reduce steps; FAULT, FAULT_RANK and FAULT_STEP say what goes wrong, and where."""
+"""A gang that does nothing but all_reduce steps; FAULT, FAULT_RANK and FAULT_STEP say what goes wrong, and where.
+
+STEP_SECONDS is how long a step waits before its collective.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +52,13 @@ def main() -> None:
     dist.init_process_group("gloo")
     fault = os.environ.get("FAULT", "") if dist.get_rank() == int(os.environ.get("FAULT_RANK", "0")) else ""
     step_of_fault = int(os.environ.get("FAULT_STEP", "3"))
+    pause = float(os.environ.get("STEP_SECONDS", "0.005"))
     wishes = page.save_requested
     reporter = Reporter.from_environment()
     for step in range(int(os.environ.get("STEPS", "1000000"))):
         began = time.monotonic()
         page.enter(Phase.STEP)
-        time.sleep(0.005)
+        time.sleep(pause)
         skips = fault == "skip" and step == step_of_fault
         if fault and step == step_of_fault and not skips:
             fail(fault)

@@ -222,8 +222,22 @@ def test_a_dump_names_groups_as_all_ranks_do() -> None:
             last_enqueued_name="nccl:broadcast",
         ),
         GroupProgress(name="17", last_enqueued=3, last_completed=3, last_enqueued_name="nccl:all_gather"),
-        GroupProgress(name="2"),
     )
+
+
+def test_a_dump_forgets_the_groups_that_a_rank_has_left() -> None:
+    """After a rejoin the broken groups still stand in the recorder: the youngest of a name counts, others are over."""
+    raw = b"""{"entries": [
+        {"pg_id": 1, "process_group": ["0", "default_pg"], "profiling_name": "gloo:all_reduce"},
+        {"pg_id": 3, "process_group": ["0", "default_pg"], "profiling_name": "gloo:all_reduce"}],
+      "pg_status": {
+        "0": {"last_completed_collective": "7", "last_enqueued_collective": "8"},
+        "1": {"last_completed_collective": "899", "last_enqueued_collective": "900"},
+        "3": {"last_completed_collective": "12", "last_enqueued_collective": "12"}}}"""
+    only = GroupProgress(
+        name="0:default_pg", last_enqueued=12, last_completed=12, last_enqueued_name="gloo:all_reduce"
+    )
+    assert parse_dump(raw) == (only,)
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b'{"pg_status": 3}', b'{"pg_status": {"0": {"last_enqueued": []'])

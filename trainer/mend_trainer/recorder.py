@@ -53,23 +53,36 @@ async def read_recorder(path: Path, seconds: float) -> tuple[GroupProgress, ...]
             for handler in _HANDLERS:
                 if handler in known:
                     async with session.post(f"http://rank/handler/{handler}") as answer:
-                        groups.extend(parse_dump(await answer.content.read(_DUMP_BYTES)))
+                        groups.extend(parse_dump(await _whole(answer)))
             return tuple(groups)
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError) as error:
         raise SilentRecorder(f"{path}: {error or type(error).__name__}") from error
 
 
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    """The body to its end: a full recorder is some megabytes, which come in pieces."""
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > _DUMP_BYTES:
+            raise SilentRecorder(f"a dump of more than {_DUMP_BYTES} bytes")
+    return bytes(body)
+
+
 def parse_dump(raw: bytes) -> tuple[GroupProgress, ...]:
     """The part of a dump that names a laggard; raises `msgspec.MsgspecError` on anything else.
 
-    Counters are keyed by a process-local number, which the entries translate to the name that all ranks share.
+    Counters are keyed by a process-local number, which the entries translate to the name that all ranks share. A process
+    that rejoined has made its groups anew: of one name the youngest counts, and those without an entry are long over.
     """
     dump = msgspec.json.decode(raw, type=_Dump, strict=False)
     last = {entry.pg_id: entry for entry in dump.entries}  # the newest entry of each group wins
-    return tuple(
-        _group(key, status, last.get(int(key)) if key.lstrip("-").isdigit() else None, dump.pg_config)
-        for key, status in sorted(dump.pg_status.items())
+    keys = sorted(dump.pg_status, key=lambda key: int(key) if key.isdigit() else -1)
+    known = [key for key in keys if key.isdigit() and int(key) in last] or keys
+    groups = (
+        _group(key, dump.pg_status[key], last.get(int(key)) if key.isdigit() else None, dump.pg_config) for key in known
     )
+    return tuple({group.name: group for group in groups}.values())
 
 
 def _group(key: str, status: _Status, entry: _Entry | None, configs: Mapping[str, _Config]) -> GroupProgress:
