@@ -112,7 +112,7 @@ def _wait_for_listing(spec: Spec, seen: Observation) -> Decision | None:
 def _all_is_told(spec: Spec, seen: Observation) -> bool:
     """Whether the ranks restart in place, beside the agent of rank 0, who is heard and tells of every commit."""
     before, record = seen.status.follows, seen.status.open_incident
-    if record is None or record.attempt != before or record.tier is not Tier.RESTART_RANKS:
+    if record is None or record.attempt != before or record.tier not in (Tier.REJOIN, Tier.RESTART_RANKS):
         return False
     return any(
         agent.connected
@@ -205,6 +205,7 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
             run_uid=seen.uid,
             restore=status.restore,
             checkpoint=spec.checkpoint.plan(),
+            keep=status.keep,
         )
         launches.append(SendLaunch(worker=worker, pod_uid=agent.pod_uid, launch=launch))
     return tuple(launches)
@@ -212,6 +213,8 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
 
 def _stops(seen: Observation) -> tuple[SendStop, ...]:
     """Orders to end what still runs of attempts before; a launch would do so too, but it may be long in coming."""
+    if seen.status.keep:
+        return ()  # it is to be kept, and waits
     return tuple(
         SendStop(
             worker=agent.worker, pod_uid=agent.pod_uid, attempt=agent.heartbeat.attempt, reason="a new attempt begins"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 
+from msgspec.structs import replace
+
 from mend import culprit
-from mend.model import FailureClass, Incident, IncidentKind, Observation, Verdict
+from mend.model import FailureClass, Incident, IncidentKind, Observation, RunPhase, Verdict
 from mend.presence import (
     gone,
     has_finished,
@@ -20,10 +22,11 @@ from mend.presence import (
     suspects,
 )
 from mend.protocol import FATAL_EXIT_CODES, ExitCode, RankEvidence, RankReport
-from mend.spec import Spec
+from mend.spec import Limits, Spec
 from mend.watchdog import seconds_until_hung
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
+REJOIN_SECONDS = 30.0  # from the order to the first step that all ranks have in common
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")  # addresses, digests and counts differ each time
@@ -42,12 +45,20 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
     """When to look again if nothing is heard meanwhile: the next limit that could run out, in seconds."""
     beat = spec.health.heartbeat_seconds
     waits = [spec.health.lost_after_seconds]
-    left = seconds_until_hung(seen.ranks, seen.step_times, spec.health.limits)
+    left = seconds_until_hung(seen.ranks, seen.step_times, limits_now(spec, seen))
     if left is not None:
         waits.append(left if left > 0 else beat)
     if any(is_silent(spec, agent) for agent in seen.agents) or any(map(rank_has_failed, seen.ranks)):
         waits.append(beat)
     return max(0.02, min(waits))
+
+
+def limits_now(spec: Spec, seen: Observation) -> Limits:
+    """The spec's limits; where processes were kept, nothing is left that could take them long to start."""
+    limits = spec.health.limits
+    if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
+        return limits
+    return replace(limits, start_seconds=min(limits.start_seconds, REJOIN_SECONDS))
 
 
 # ---------------------------------------------------------------- ranks that ended
@@ -153,7 +164,7 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     if any(seen.heartbeat_of(worker) is None for worker in present) or suspects(spec, seen):
         return None  # some ranks are not known, or only by old news: this is for `gone` to judge
     ranks = tuple(rank for rank in seen.ranks if not rank_has_finished(rank))
-    left = seconds_until_hung(ranks, seen.step_times, spec.health.limits)
+    left = seconds_until_hung(ranks, seen.step_times, limits_now(spec, seen))
     if left is None or left > 0:
         return None
     evidence = valid_evidence(seen)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -110,6 +110,16 @@ class Fields:
     def optional_text(self, field: str, pattern: re.Pattern[str], expected: str) -> str | None:
         """A text, or None if absent."""
         return self.text(field, None, pattern, expected) if self.take(field) is not _ABSENT else None
+
+    def choice(self, field: str, default: str, choices: Sequence[str]) -> str:
+        """One of a few words."""
+        value = self.take(field)
+        if value is _ABSENT:
+            return default
+        if value not in choices:
+            self.problem(field, value, f"one of {', '.join(choices)}")
+            return default
+        return str(value)
 
     def seconds(self, field: str, default: str) -> float:
         """A duration above zero, in seconds."""

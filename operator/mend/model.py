@@ -59,6 +59,7 @@ class FailureClass(StrEnum):
 class Tier(StrEnum):
     """How to recover, least disruptive first."""
 
+    REJOIN = "rejoin"  # the culprits alone are killed; the other ranks go on in their processes
     RESTART_RANKS = "restart-ranks"  # same pods, all ranks killed, standbys take over
     REPLACE_WORKER = "replace-worker"  # the broken pod is made anew, the others restart their ranks in place
     ROLL_BACK = "roll-back"  # restart from a checkpoint before the newest
@@ -113,6 +114,7 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
     tier: Tier | None = None
     restored_step: int | None = None
+    from_peers: bool = False  # that step was handed on in memory; no checkpoint was read
     recovered_at: float | None = None  # first new step of all ranks
     steps_lost: int | None = None
 
@@ -174,7 +176,9 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     lineage: tuple[Ancestor, ...] = ()  # ancestors of the attempt, oldest first
     participants: tuple[int, ...] = ()  # workers of this attempt
     restore: tuple[CheckpointRef, ...] = ()  # what this attempt's ranks were told they may start from
+    keep: tuple[int, ...] = ()  # ranks of the attempt before whose processes go on in this one, if they can
     restored_step: int | None = None  # what the attempt started from (-1: fresh); None until a rank has said so
+    from_peers: bool = False  # that step was handed on in memory
     roll_back_before: int | None = None  # restore only checkpoints below this step
     saving_until: float | None = None  # the ranks were asked to save and end, so that another gang can take over
     step: int = -1

@@ -68,6 +68,9 @@ def _with_restore(status: RunStatus, seen: Observation, beats: list[Heartbeat]) 
     restored = next((beat.restored for beat in beats if beat.restored is not None), None)
     if restored is None or status.restored_step is not None or status.follows is not None:
         return status
+    if restored.is_of_peers:
+        lineage = lineage_cut_at(restored, status.lineage, seen.uid)
+        return replace(status, restored_step=restored.step, from_peers=True, lineage=lineage, roll_back_before=None)
     lineage = lineage_cut_at(restored, status.lineage) if restored.uri else ()
     status = replace(status, restored_step=restored.step, lineage=lineage, roll_back_before=None)
     if not restored.uri:

@@ -61,6 +61,8 @@ ENV_LAUNCH: Final = "MEND_LAUNCH"  # the `Launch` order as JSON
 ENV_PAGE: Final = "MEND_PAGE"  # path of the rank's progress page
 ENV_REPORT_FD: Final = "MEND_REPORT_FD"  # pipe for `Report` lines
 ENV_STACKS: Final = "MEND_STACKS"  # path that faulthandler writes to on SIGUSR1
+ENV_ORDERS_FD: Final = "MEND_ORDERS_FD"  # pipe of `Rejoin` lines from the agent
+ENV_FOOTING: Final = "MEND_FOOTING"  # path of what the rank keeps of the steps it completed last
 
 
 class ExitCode(IntEnum):
@@ -143,6 +145,7 @@ class RankReport(Message, frozen=True, kw_only=True):
     nonfinite: bool = False  # the last loss was NaN or infinite
     tokens: int = 0  # tokens that the whole run has consumed up to `step`
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks in each phase that this process was in
+    can_rejoin: bool = False  # its process can go on in the next attempt
     exit: RankExit | None = None
     error: RankError | None = None
 
@@ -159,11 +162,19 @@ class Ancestor(Message, frozen=True, kw_only=True):
 
 
 class CheckpointRef(Message, frozen=True, kw_only=True):
-    """A checkpoint by name: where it is and which attempt made it at which step."""
+    """A state by name: where the checkpoint is and which attempt made it at which step.
+
+    Without a uri it is no checkpoint: a fresh start (step -1), or the state that ranks which rejoined had in memory.
+    """
 
     uri: str
     step: int
     attempt: int
+
+    @property
+    def is_of_peers(self) -> bool:
+        """Whether it was handed on from memory to memory."""
+        return not self.uri and self.step >= 0
 
 
 class SaveReport(Message, frozen=True, kw_only=True):
@@ -179,7 +190,7 @@ class SaveReport(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heartbeat"):
-    """A whole snapshot of one worker. `restored` is what its ranks really loaded (uri "": a fresh start)."""
+    """A whole snapshot of one worker. `restored` is what its ranks really started from."""
 
     attempt: int  # 0 before the first launch
     worker: int
@@ -263,7 +274,11 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
-    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing."""
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
+
+    The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they were of the attempt
+    before and can; the others are replaced, as one is that does not come within a few seconds.
+    """
 
     attempt: int
     world_size: int
@@ -276,6 +291,7 @@ class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch")
     run_uid: str = ""
     restore: tuple[CheckpointRef, ...] = ()  # candidates, best first; empty: a fresh start
     checkpoint: CheckpointPlan | None = None
+    keep: tuple[int, ...] = ()
     env: dict[str, str] = {}
 
 
@@ -331,7 +347,7 @@ class SaveFailed(Message, frozen=True, kw_only=True, tag_field="type", tag="save
 
 
 class Restored(Message, frozen=True, kw_only=True, tag_field="type", tag="restored"):
-    """Rank 0 restored this (uri "" and step -1: a fresh start)."""
+    """Rank 0 starts from this."""
 
     checkpoint: CheckpointRef
 
@@ -355,7 +371,22 @@ class Measured(Message, frozen=True, kw_only=True, tag_field="type", tag="measur
     point: Point
 
 
-Report = Committed | SaveFailed | Restored | Quarantined | Raised | Measured
+class Rejoined(Message, frozen=True, kw_only=True, tag_field="type", tag="rejoined"):
+    """The rank has left the attempt before and goes on in this one: what it reports from now on belongs to it."""
+
+    attempt: int
+
+
+Report = Committed | SaveFailed | Restored | Quarantined | Raised | Measured | Rejoined
+
+
+# ---------------------------------------------------------------- agent -> rank (lines on the pipe of orders)
+class Rejoin(Message, frozen=True, kw_only=True):
+    """Break off, keep model and process, and go on in the attempt that `env` describes as it would to a new rank."""
+
+    attempt: int
+    env: dict[str, str]
+
 
 # ---------------------------------------------------------------- keys in the store, below the run's prefix
 OWNER_KEY: Final = "owner.json"
@@ -382,3 +413,4 @@ decode_report = msgspec.json.Decoder(Report).decode
 decode_evidence = msgspec.json.Decoder(Evidence).decode
 decode_ack = msgspec.json.Decoder(Ack).decode
 decode_launch = msgspec.json.Decoder(Launch).decode
+decode_rejoin = msgspec.json.Decoder(Rejoin).decode

@@ -76,7 +76,14 @@ def closed(status: RunStatus, step_seconds: float, now: float) -> RunStatus:
     lost = max(0, waiting[0].step - from_step)
     for each in waiting:
         mine = lost if each is waiting[0] else 0
-        back = replace(each, recovered_at=now, restored_step=from_step, steps_lost=mine, gather_until=None)
+        back = replace(
+            each,
+            recovered_at=now,
+            restored_step=from_step,
+            from_peers=status.from_peers,
+            steps_lost=mine,
+            gather_until=None,
+        )
         status = recorded(status, back)
     return replace(status, ledger=book_lost_steps(status.ledger, lost, step_seconds))
 

@@ -91,6 +91,8 @@ def _recover(spec: Spec, seen: Observation, incident: Incident, record: Incident
         )
     status = _prepared(spec, seen, incident, tier, now)
     status = next_attempt(replace(seen, status=status), now, RunPhase.RECOVERING)
+    if tier is Tier.REJOIN:
+        status = replace(status, keep=tiers.to_keep(spec, seen, incident))
     return with_actions(assemble(spec, replace(seen, status=status), now), event)
 
 

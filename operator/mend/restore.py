@@ -30,11 +30,14 @@ def lineage_after(checkpoint: StoredCheckpoint) -> tuple[Ancestor, ...]:
     return (*checkpoint.lineage, Ancestor(attempt=ref.attempt, step=ref.step, uid=checkpoint.run_uid))
 
 
-def lineage_cut_at(ref: CheckpointRef, lineage: Iterable[Ancestor]) -> tuple[Ancestor, ...]:
-    """The ancestors of an attempt that was to go on at the end of `lineage` but started from `ref`, further back."""
+def lineage_cut_at(ref: CheckpointRef, lineage: Iterable[Ancestor], uid: str = "") -> tuple[Ancestor, ...]:
+    """The ancestors of an attempt that was to go on at the end of `lineage` but started from `ref`.
+
+    That is further back, or, if its ranks handed the state on in memory, ahead of it; `uid` is of the run then.
+    """
     links = tuple(lineage)
     earlier = tuple(link for link in links if link.attempt < ref.attempt)
-    made_by = next((link.uid for link in links if link.attempt == ref.attempt), "")
+    made_by = next((link.uid for link in links if link.attempt == ref.attempt), uid)
     return (*earlier, Ancestor(attempt=ref.attempt, step=ref.step, uid=made_by))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, TypeGuard
 
 import msgspec
@@ -96,10 +97,19 @@ class Budgets(_Facts, frozen=True, kw_only=True):
     window_seconds: float
 
 
+class FirstTier(StrEnum):
+    """The least disruptive means that may be tried."""
+
+    REJOIN = "rejoin"
+    RESTART_RANKS = "restart-ranks"
+    REPLACE_WORKER = "replace-worker"
+
+
 class Recovery(_Facts, frozen=True, kw_only=True):
     """How the run may be brought back."""
 
     budgets: Budgets
+    first_tier: FirstTier = FirstTier.REJOIN
     roll_back_on_divergence: bool
     shrink_after_seconds: float
 
@@ -304,6 +314,7 @@ def _recovery(fields: Fields) -> Recovery:
             preemption=budgets.integer("preemption", default=100, at_least=0),
             window_seconds=budgets.seconds("window", "24h"),
         ),
+        first_tier=FirstTier(fields.choice("firstTier", FirstTier.REJOIN, tuple(FirstTier))),
         roll_back_on_divergence=fields.boolean("rollBackOnDivergence", False),
         shrink_after_seconds=fields.seconds("shrinkAfter", "5m"),
     )

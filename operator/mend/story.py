@@ -88,12 +88,15 @@ def _done(incident: IncidentRecord) -> str:
         case Tier.GIVE_UP:
             return "gave up"
         case tier:
-            where = "" if incident.restored_step is None else _from(incident.restored_step)
+            where = "" if incident.restored_step is None else ", " + start(incident.restored_step, incident.from_peers)
             return f"{tier}{where}"
 
 
-def _from(step: int) -> str:
-    return ", from scratch" if step < 0 else f", from the checkpoint of step {step}"
+def start(step: int, from_peers: bool) -> str:
+    """What an attempt began with, in words."""
+    if step < 0:
+        return "from scratch"
+    return f"from step {step} in the memory of its peers" if from_peers else f"from the checkpoint of step {step}"
 
 
 def _cost(incident: IncidentRecord) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Tier
 from mend.presence import ENDED, workers_of
 from mend.restore import candidates
-from mend.spec import Spec
+from mend.spec import FirstTier, Spec
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
@@ -26,8 +26,14 @@ def choose(
         return Tier.ROLL_BACK, "the newest checkpoint may already hold what made the loss diverge"
     if incident.workers:
         return Tier.REPLACE_WORKER, "its pod is gone or going"
+    first = spec.recovery.first_tier
+    failed = earlier[-1].tier if open_in_a_row(earlier) else None  # what has just been tried
+    if first is FirstTier.REJOIN and failed is None and to_keep(spec, seen, incident):
+        return Tier.REJOIN, "the other ranks can go on in their processes"
     in_place = incident.failure is FailureClass.USER or incident.kind is IncidentKind.CORRUPT
-    if open_in_a_row(earlier) and not in_place:  # another machine would mend neither the code nor the checkpoints
+    if first is FirstTier.REPLACE_WORKER and not in_place:
+        return Tier.REPLACE_WORKER, "spec.recovery.firstTier"
+    if failed not in (None, Tier.REJOIN) and not in_place:  # another machine would mend neither code nor checkpoints
         why = "the recovery before has just failed"
         unknown = not workers_of(spec, seen, incident.verdict.ranks)
         return Tier.REPLACE_WORKER, f"{why}, and nobody is to blame: all pods are made anew" if unknown else why
@@ -51,6 +57,15 @@ def _why_give_up(
     if incident.kind is IncidentKind.CORRUPT and not left and seen.store.checkpoints:
         return "no checkpoint of the run can be read any more; point spec.checkpoint.uri of a new run elsewhere"
     return ""
+
+
+def to_keep(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...]:
+    """The ranks whose processes can stay: all but the culprits', if each of them can; none otherwise."""
+    is_of_ranks = incident.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and incident.verdict.is_known
+    if not is_of_ranks or len(seen.ranks) < spec.workers.ranks_per_worker * len(seen.status.participants):
+        return ()
+    others = [rank for rank in seen.ranks if rank.rank not in incident.verdict.ranks]
+    return tuple(rank.rank for rank in others) if all(rank.can_rejoin for rank in others) else ()
 
 
 def to_replace(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...]:

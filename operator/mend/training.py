@@ -22,6 +22,7 @@ from mend.presence import gone, is_ready
 from mend.records import closed
 from mend.restore import expendable
 from mend.spec import Spec
+from mend.story import start
 from mend.transitions import next_attempt
 
 REPORT_SECONDS = 5.0  # how often step, loss and ledger are written while nothing else changes
@@ -70,9 +71,8 @@ def _median_step_seconds(seen: Observation) -> float:
 
 
 def _said_on_start(status: RunStatus) -> str:
-    fresh = status.restored_step in (None, -1)
-    source = "from scratch" if fresh else f"from the checkpoint of step {status.restored_step}"
-    return f"attempt {status.attempt} trains, {source}"
+    step = -1 if status.restored_step is None else status.restored_step
+    return f"attempt {status.attempt} trains, {start(step, status.from_peers)}"
 
 
 # ---------------------------------------------------------------- another size

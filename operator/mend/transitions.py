@@ -25,7 +25,9 @@ def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
         follows=status.attempt if status.follows is None else status.follows,
         participants=(),
         restore=(),
+        keep=(),
         restored_step=None,
+        from_peers=False,
         saving_until=None,
     )
 

@@ -234,9 +234,7 @@ def test_a_dump_forgets_the_groups_that_a_rank_has_left() -> None:
         "0": {"last_completed_collective": "7", "last_enqueued_collective": "8"},
         "1": {"last_completed_collective": "899", "last_enqueued_collective": "900"},
         "3": {"last_completed_collective": "12", "last_enqueued_collective": "12"}}}"""
-    only = GroupProgress(
-        name="0:default_pg", last_enqueued=12, last_completed=12, last_enqueued_name="gloo:all_reduce"
-    )
+    only = GroupProgress(name="0:default_pg", last_enqueued=12, last_completed=12, last_enqueued_name="gloo:all_reduce")
     assert parse_dump(raw) == (only,)
 
 

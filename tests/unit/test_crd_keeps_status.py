@@ -41,6 +41,7 @@ INCIDENT = IncidentRecord(
     gather_until=1_000_003.5,
     tier=Tier.REPLACE_WORKER,
     restored_step=110,
+    from_peers=True,
     recovered_at=1_000_009.75,
     steps_lost=10,
 )
@@ -54,7 +55,9 @@ FULL = RunStatus(
     lineage=(Ancestor(attempt=1, step=50, uid="uid-0"), Ancestor(attempt=3, step=110)),
     participants=(0, 1),
     restore=(CheckpointRef(uri="s3://b/x/step-110", step=110, attempt=3),),
+    keep=(0, 1, 3),
     restored_step=110,
+    from_peers=True,
     roll_back_before=200,
     step=120,
     loss=2.5,

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
-import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
-from mend.protocol import ExitCode, Launch, Measured, Raised, RankError, RankExit, Report
+from mend.protocol import ExitCode, Launch, Measured, Raised, RankError, RankExit, Rejoin, Rejoined, Report
 from mend_trainer.kernel import Ending, kill_group, send
 from mend_trainer.logs import RankLog
+from mend_trainer.pipes import OrderPipe, make_pipes
 from mend_trainer.procfs import descendants
 from mend_trainer.ranks import Rank
-from mend_trainer.starting import Tools, report_pipe, start
+from mend_trainer.starting import Tools, rank_environment, start
 from mend_trainer.storekeeper import find_store
 from mend_trainer.told import PointHistory, ReportPipe, Told, fold
 
 log = logging.getLogger(__name__)
 
 _STORE_SECONDS: Final = 30.0
+_REJOIN_SECONDS: Final = 3.0  # what waits in a collective is there at once; what does not, would hold up all others
 _TOLD_LINES: Final = 20
+_NOBODY: Final[Mapping[int, Rank]] = MappingProxyType({})
 
 
 class Gang:
-    """The ranks of one `Launch` on this worker, from the order to the end of the last of them."""
+    """The ranks of one `Launch` on this worker, from the order to the end of the last of them.
 
-    def __init__(self, launch: Launch, folder: Path, tools: Tools) -> None:
+    `kept` are ranks that another gang has released: their processes are told to go on in this one.
+    """
+
+    def __init__(self, launch: Launch, folder: Path, tools: Tools, kept: Mapping[int, Rank] = _NOBODY) -> None:
         self.launch = launch
+        self.folder = folder
         self.told = Told()
         self.curve = PointHistory()
-        self.ranks = tuple(Rank(launch.first_rank + local, folder) for local in range(launch.ranks))
+        numbers = range(launch.first_rank, launch.first_rank + launch.ranks)
+        self.ranks = [kept[number] if number in kept else Rank(number, folder) for number in numbers]
         self.stopped = False
         self._tools = tools
+        for rank in self.ranks:
+            self._adopt(rank)
         self._starting = tools.loop.create_task(self._start())
         self._starting.add_done_callback(self._started)
 
@@ -76,14 +89,25 @@ class Gang:
         for rank in self.ranks:
             rank.close()
 
+    def release(self, launch: Launch) -> dict[int, Rank]:
+        """The ranks that may go on in `launch`, by number: they are not of this gang any more."""
+        mine = self.launch
+        if (mine.world_size, mine.first_rank, mine.ranks) != (launch.world_size, launch.first_rank, launch.ranks):
+            return {}
+        kept = {rank.rank: rank for rank in self.ranks if rank.rank in launch.keep and rank.can_rejoin}
+        self.ranks = [rank for rank in self.ranks if rank.rank not in kept]
+        return kept
+
     # ------------------------------------------------------------ starting
     async def _start(self) -> None:
         launch = self.launch
         try:
             port = await find_store(launch.master_addr, launch.master_port, launch.attempt, _STORE_SECONDS)
-            await asyncio.gather(*(self._start_rank(rank, port) for rank in self.ranks))
-        except (OSError, ValueError) as error:  # no store, no memory for a process, nonsense from the store's port
-            self._could_not_start(error)
+            async with asyncio.TaskGroup() as bringing:
+                for place in range(len(self.ranks)):
+                    bringing.create_task(self._bring(place, port))
+        except* (OSError, ValueError) as errors:  # no store, no memory for a process, nonsense from the store's port
+            self._could_not_start(errors.exceptions[0])
 
     def _started(self, task: asyncio.Task[None]) -> None:
         """Nobody awaits the start, so a mistake of ours in it must not stay unheard."""
@@ -91,27 +115,89 @@ class Gang:
             log.error("attempt %d: the agent broke while starting ranks", self.launch.attempt, exc_info=error)
             self._could_not_start(error)
 
+    async def _bring(self, place: int, store_port: int) -> None:
+        """A kept rank is told to go on; a new one, or one that takes the place of a rank that does not, is started."""
+        rank = self.ranks[place]
+        if rank.pid:
+            if await self._rejoins(rank, store_port):
+                return
+            rank = self.ranks[place] = self._successor_of(rank)
+        await self._start_rank(rank, store_port)
+
     async def _start_rank(self, rank: Rank, store_port: int) -> None:
-        tools, attempt = self._tools, self.launch.attempt
-        log_read, log_write = os.pipe2(os.O_CLOEXEC)
-        report_read, report_write = report_pipe()
-        rank.log = RankLog(tools.loop, log_read, f"[attempt {attempt} rank {rank.rank}] ", tools.output)
-        rank.reports = ReportPipe(tools.loop, report_read, rank.rank, self._on_report)
+        tools = self._tools
+        ours, theirs = make_pipes()
+        rank.log = RankLog(tools.loop, ours.log, self._prefix_of(rank), tools.output)
+        rank.reports = ReportPipe(tools.loop, ours.reports, rank.rank, lambda report: rank.on_report(report))
+        rank.orders = OrderPipe(ours.orders)
         try:
-            await start(rank, self.launch, store_port, (log_write, report_write), tools, self._on_end)
+            await start(rank, self.launch, store_port, theirs, tools, lambda ending: rank.on_end(ending))
         finally:
-            os.close(log_write)
-            os.close(report_write)
+            theirs.close()
         tools.changed()
 
+    # ------------------------------------------------------------ ranks that stay
+    async def _rejoins(self, rank: Rank, store_port: int) -> bool:
+        """Whether the process of `rank` is in this attempt within a few seconds."""
+        order = Rejoin(attempt=self.launch.attempt, env=rank_environment(self.launch, rank, store_port))
+        if not rank.rejoin(order, time.monotonic()):
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REJOIN_SECONDS):
+                await rank.settled.wait()
+        return rank.is_alive and rank.rejoins_since is None
+
+    def _adopt(self, rank: Rank) -> None:
+        """Hear of a rank from now on; what a kept one still says of the attempt before is for the gang it was of."""
+        rank.on_end = functools.partial(self._on_end, rank)
+        if not rank.pid:
+            rank.on_report = functools.partial(self._on_report, rank)
+            return
+        rank.rejoins_since = time.monotonic()
+        before = rank.on_report
+
+        def heard(report: Report) -> None:
+            match report:
+                case Rejoined(attempt=self.launch.attempt):
+                    self._has_rejoined(rank)
+                case Raised():
+                    pass  # that is why it rejoins
+                case _:
+                    before(report)
+
+        rank.on_report = heard
+
+    def _has_rejoined(self, rank: Rank) -> None:
+        rank.on_report = functools.partial(self._on_report, rank)
+        if rank.log is not None:
+            rank.log.call(self._prefix_of(rank))
+        rank.has_rejoined()
+        log.info("attempt %d rank %d goes on in its process", self.launch.attempt, rank.rank)
+        self._tools.changed()
+
+    def _successor_of(self, rank: Rank) -> Rank:
+        """A new rank in the place of one that does not rejoin, whose end is nobody's concern."""
+        log.warning("attempt %d: rank %d does not rejoin and is replaced", self.launch.attempt, rank.rank)
+        rank.on_report = lambda _: None
+        rank.on_end = lambda _: rank.close()
+        if rank.is_alive:
+            kill_group(rank.pid)
+        else:
+            rank.close()
+        successor = Rank(rank.rank, self.folder)
+        self._adopt(successor)
+        return successor
+
+    def _prefix_of(self, rank: Rank) -> str:
+        return f"[attempt {self.launch.attempt} rank {rank.rank}] "
+
     # ------------------------------------------------------------ hearing
-    def _on_report(self, number: int, report: Report) -> None:
+    def _on_report(self, rank: Rank, report: Report) -> None:
         match report:
             case Measured(point=point):
                 self.curve.add(point)
                 return  # told at the next interval: a point is no news
             case Raised(error=error):
-                rank = self.ranks[number - self.launch.first_rank]
                 rank.error, rank.error_at = error, time.monotonic()
             case _:
                 self.told = fold(self.told, report, time.monotonic())
@@ -125,6 +211,7 @@ class Gang:
         tail = () if ending.code == 0 else rank.tail[-_TOLD_LINES:]  # it travels with every heartbeat from now on
         rank.exit = RankExit(code=ending.code, signal=ending.signal, oom_killed=oom, log_tail=tail)
         rank.exit_at = time.monotonic()
+        rank.settled.set()
         if not self.stopped:
             how = f"exit code {ending.code}" if ending.signal is None else signal.Signals(ending.signal).name
             log.info("attempt %d rank %d ended: %s%s", self.launch.attempt, rank.rank, how, " (OOM)" if oom else "")

@@ -98,6 +98,10 @@ class RankLog:
         os.set_blocking(descriptor, False)
         loop.add_reader(descriptor, self._read)
 
+    def call(self, prefix: str) -> None:
+        """Another prefix from now on."""
+        self._prefix = prefix.encode()
+
     def tail(self) -> tuple[str, ...]:
         """The last lines, oldest first."""
         lines = [*self._tail, self._partial] if self._partial else [*self._tail]

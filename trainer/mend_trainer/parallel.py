@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mend_trainer.config import ParallelConfig
+from mend_trainer.membership import Membership
 from mend_trainer.models.llama import build_model, layers_of
 from mend_trainer.models.sizes import ModelConfig
 
@@ -28,6 +29,7 @@ class Place:
     rank: int
     world_size: int
     device: torch.device
+    membership: Membership | None = None  # None: alone
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all ranks, on every rank."""
@@ -48,11 +50,9 @@ def join_gang(*, deterministic: bool) -> Iterator[Place]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Place(0, 1, device)
         return
-    # device_id lets NCCL connect now, in the phase `starting`, instead of within the first step.
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
-    )
-    yield Place(dist.get_rank(), dist.get_world_size(), device)
+    membership = Membership(device)
+    membership.join()
+    yield Place(dist.get_rank(), dist.get_world_size(), device, membership)
     dist.destroy_process_group()  # only after success: after an error a group may be stuck, and so would its end
 
 
@@ -76,6 +76,7 @@ def spread_model(
         device_ids=[place.device] if place.device.type == "cuda" else None,
         forward_sync_buffers=False,  # the rotary frequencies are the same everywhere and never change
         gradient_as_bucket_view=True,
+        init_sync=False,  # the seed has made them equal, and ranks that rejoin take no part in the making of others
     )
 
 

@@ -47,6 +47,7 @@ class _Word(IntEnum):
     COMMITTED_STEP = 10  # last step whose save this rank knows to be committed
     SAVE_REQUESTED = 11  # the only word that the agent writes: grows with every wish for a save
     LONGEST_GAPS_NS = 16  # and the seven after it: the longest time between two marks in each phase
+    CAN_REJOIN = 24  # 1 while the process could go on in another attempt
 
 
 class _LossState(IntEnum):
@@ -81,6 +82,7 @@ class PageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     committed_step: int
     save_requested: int
+    can_rejoin: bool
     longest_gaps: dict[Phase, float]  # seconds between two marks, for each phase that was seen
 
 
@@ -195,6 +197,17 @@ class ProgressPage:
         if gap > words[word]:
             words[word] = gap
 
+    def begin_anew(self) -> None:
+        """The rank starts again, in another attempt and the same process."""
+        words = self._words
+        words[_Word.CAN_REJOIN] = words[_Word.STEPS_DONE] = 0
+        words[_Word.COMMITTED_STEP] = -1
+        self.enter(Phase.STARTING)
+
+    def offer_to_rejoin(self) -> None:
+        """From now on the process could go on in another attempt."""
+        self._words[_Word.CAN_REJOIN] = 1
+
     @property
     def committed_step(self) -> int:
         """The last step whose save this rank knows to be committed; -1 before the first."""
@@ -247,6 +260,7 @@ class PageReader:
             tokens=words[_Word.TOKENS],
             committed_step=words[_Word.COMMITTED_STEP],
             save_requested=words[_Word.SAVE_REQUESTED],
+            can_rejoin=bool(words[_Word.CAN_REJOIN]),
             longest_gaps={
                 phase: gap / 1e9 for code, phase in enumerate(_PHASES) if (gap := words[_LONGEST_GAPS_NS + code]) > 0
             },

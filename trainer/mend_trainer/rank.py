@@ -20,7 +20,17 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from mend.protocol import ENV_PAGE, ENV_REPORT_FD, ENV_STACKS, ExitCode, Message, Phase, Raised, RankError
+from mend.protocol import (
+    ENV_ORDERS_FD,
+    ENV_PAGE,
+    ENV_REPORT_FD,
+    ENV_STACKS,
+    ExitCode,
+    Message,
+    Phase,
+    Raised,
+    RankError,
+)
 from mend_trainer.command import Command, Module, Program, Script, understand
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.progress import ProgressPage
@@ -33,7 +43,7 @@ _CODE_OF_NO_SCRIPT: Final = 2  # as Python itself exits when it cannot open the 
 
 
 class Post(Message, frozen=True, kw_only=True):
-    """What a standby is given to become a rank; the log and report pipes come beside it as file descriptors."""
+    """What a standby is given to become a rank; pipes for log, reports and orders come beside it as descriptors."""
 
     command: Script | Module
     env: dict[str, str]
@@ -42,13 +52,13 @@ class Post(Message, frozen=True, kw_only=True):
 decode_post = msgspec.json.Decoder(Post).decode
 
 
-def become_rank(post: Post, log: int, report: int) -> int:
+def become_rank(post: Post, log: int, report: int, orders: int) -> int:
     """In a standby: take the post, run the user's main program and return the exit code."""
     os.environ.update(post.env)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    os.environ[ENV_REPORT_FD] = str(report)
+    os.environ |= {ENV_REPORT_FD: str(report), ENV_ORDERS_FD: str(orders)}
     _reseed()
     return run(post.command)
 

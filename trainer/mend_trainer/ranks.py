@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from mend.protocol import RankError, RankExit, RankReport
+from mend.protocol import Phase, RankError, RankExit, RankReport, Rejoin, Report
+from mend_trainer.footing import create_footing
+from mend_trainer.kernel import Ending
 from mend_trainer.logs import RankLog
+from mend_trainer.pipes import OrderPipe
 from mend_trainer.progress import PageReader, PageSnapshot, create_page
 from mend_trainer.told import ReportPipe
 
 
 class Rank:
-    """One rank: its process, page, pipes and end."""
+    """One rank: its process, page, pipes and end. The gang that it is of sets `on_report` and `on_end`."""
+
+    on_report: Callable[[Report], None]
+    on_end: Callable[[Ending], None]
 
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank = rank
@@ -21,16 +29,24 @@ class Rank:
         self.page_path = folder / f"rank-{rank}.page"
         self.stacks_path = folder / f"rank-{rank}.stacks"
         self.socket_path = folder / f"rank-{rank}.sock"
+        self.footing_path = folder / f"rank-{rank}.footing"
+        # Another rank may have had this place: its files stay whole for whoever has them open.
+        for path in (self.page_path, self.stacks_path, self.socket_path):
+            path.unlink(missing_ok=True)
+        create_footing(self.footing_path)
         create_page(self.page_path)
         self.stacks_path.touch(mode=0o600)
         self._page = PageReader(self.page_path)
         self._last_page: PageSnapshot | None = None  # once the page is closed
         self.log: RankLog | None = None
         self.reports: ReportPipe | None = None
+        self.orders: OrderPipe | None = None
         self.exit: RankExit | None = None
         self.exit_at = 0.0
         self.error: RankError | None = None
         self.error_at = 0.0
+        self.rejoins_since: float | None = None  # it was told to go on in another attempt, and is not there yet
+        self.settled = asyncio.Event()  # it has rejoined, or ended instead
 
     @property
     def is_alive(self) -> bool:
@@ -51,9 +67,36 @@ class Rank:
         if self._last_page is None:
             self._page.request_save()
 
+    @property
+    def can_rejoin(self) -> bool:
+        """Whether its process could go on in another attempt."""
+        return self.is_alive and self.progress().can_rejoin
+
+    def rejoin(self, order: Rejoin, now: float) -> bool:
+        """Tell it to go on in another attempt, if it can be told; what it said of the one before is forgotten."""
+        self.error, self.rejoins_since = None, now
+        self.settled.clear()
+        return self.orders is not None and self.orders.send(order)
+
+    def has_rejoined(self) -> None:
+        """It has left the attempt before."""
+        self.rejoins_since = None
+        self.settled.set()
+
     def report(self, now: float) -> RankReport:
         """The rank as a heartbeat tells it."""
         page = self.progress()
+        if self.rejoins_since is not None:  # its page is still that of the attempt before
+            waited = now - self.rejoins_since
+            return RankReport(
+                rank=self.rank,
+                pid=self.pid,
+                phase=Phase.STARTING,
+                phase_seconds=waited,
+                progress_seconds=waited,
+                step=page.step,
+                tokens=page.tokens,
+            )
         ended = self.exit and msgspec.structs.replace(self.exit, age_seconds=max(0.0, now - self.exit_at))
         error = self.error and msgspec.structs.replace(self.error, age_seconds=max(0.0, now - self.error_at))
         return RankReport(
@@ -69,6 +112,7 @@ class Rank:
             nonfinite=page.nonfinite,
             tokens=page.tokens,
             longest_gaps=page.longest_gaps,
+            can_rejoin=page.can_rejoin and self.is_alive,
             exit=ended,
             error=error,
         )
@@ -78,6 +122,6 @@ class Rank:
         if self._last_page is None:
             self._last_page = self._page.read()
             self._page.close()
-        for pipe in (self.log, self.reports):
+        for pipe in (self.log, self.reports, self.orders):
             if pipe is not None:
                 pipe.close()

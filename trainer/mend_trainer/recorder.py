@@ -72,8 +72,8 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
 def parse_dump(raw: bytes) -> tuple[GroupProgress, ...]:
     """The part of a dump that names a laggard; raises `msgspec.MsgspecError` on anything else.
 
-    Counters are keyed by a process-local number, which the entries translate to the name that all ranks share. A process
-    that rejoined has made its groups anew: of one name the youngest counts, and those without an entry are long over.
+    Counters are keyed by a process-local number, which the entries translate to the name that all ranks share. A
+    process that rejoined has made its groups anew: of one name the youngest counts, those without an entry are over.
     """
     dump = msgspec.json.decode(raw, type=_Dump, strict=False)
     last = {entry.pg_id: entry for entry in dump.entries}  # the newest entry of each group wins

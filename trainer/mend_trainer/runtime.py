@@ -26,8 +26,10 @@ class RuntimeFolder:
         self.path = root / unnamed.name.replace(_UNLOCKED_PREFIX, _PREFIX)
         unnamed.rename(self.path)  # it gets the name that is swept only now that its lock is held
 
-    def attempt(self, number: int) -> Path:
-        """The folder of one attempt; those of earlier ones go."""
+    def attempt(self, number: int, kept: Path | None = None) -> Path:
+        """The folder of one attempt; those of earlier ones go. Ranks that stay keep theirs, and others join them."""
+        if kept is not None:
+            return kept
         for old in self.path.iterdir():
             shutil.rmtree(old, ignore_errors=True)
         folder = self.path / str(number)

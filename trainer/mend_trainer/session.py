@@ -11,13 +11,12 @@ doing, the third tells of progress and saves when due. Without an agent around, 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -34,6 +33,9 @@ from mend.protocol import (
     ExitCode,
     Launch,
     Phase,
+    Raised,
+    Rejoin,
+    Rejoined,
     Report,
     Restored,
     decode_launch,
@@ -44,7 +46,9 @@ from mend_trainer.alone import launch_alone
 from mend_trainer.bundle import Bundle, Snapshot, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.curve import Curve
+from mend_trainer.membership import Membership, outlive
 from mend_trainer.progress import ProgressPage
+from mend_trainer.rejoining import Rejoining, describe
 from mend_trainer.reporting import Reporter
 from mend_trainer.rng import rng_state, set_rng_state
 
@@ -53,6 +57,7 @@ _FINAL_SAVES: Final = 3  # tries, each as patient as the store's own retries
 _FINAL_SAVE_SECONDS: Final = 900.0
 _SIGN_SECONDS: Final = 0.2
 _REHEARSALS: Final = 2
+_ABANDON_SECONDS: Final = 2.0
 
 _log = logging.getLogger(__name__)
 B = TypeVar("B", covariant=True)
@@ -82,6 +87,7 @@ class Session(Generic[B]):
         rehearse: Callable[[], torch.Tensor] | None = None,
         checkpoint: CheckpointPlan | None = None,
         config_digest: str = "",
+        membership: Membership | None = None,
     ) -> None:
         """`others` are further things with state: gradient scalers, averaged weights.
 
@@ -89,6 +95,8 @@ class Session(Generic[B]):
         orders its buckets anew after its first backward pass, which changes the rounding of sums; so two passes
         are rehearsed before the state is put in place, in every attempt alike.
         `checkpoint` says where to save when no agent started this process; with one, the TrainingRun says it.
+        `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
+        given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
         """
         self._distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self._distributed else 0
@@ -132,6 +140,7 @@ class Session(Generic[B]):
         self._step = self._saved_step = -1
         self._tokens = 0
         self._step_began = time.monotonic()
+        self._rejoining = Rejoining(self._bundle, membership) if membership is not None else None
 
     @property
     def step(self) -> int:
@@ -149,32 +158,42 @@ class Session(Generic[B]):
         return self._curve.loss
 
     def __enter__(self) -> Session[B]:
+        self._enter_attempt()
+        return self
+
+    def _enter_attempt(self) -> None:
+        """Meet the other ranks over the model and the store, and take up a state with them."""
         self._page.enter(Phase.LOADING)
         if isinstance(self._model, DistributedDataParallel):
-            _outlive(self._model.process_group)
+            outlive(self._model.process_group)
             self._rehearse_buckets()
         # torch keeps the rendezvous store to itself; one more connection to it would need what only torchrun knows.
         counters = dist.distributed_c10d._get_default_store() if self._distributed else None
         order = os.environ.get(ENV_LAUNCH)
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
+        self._wishes_seen = self._page.save_requested
         if launch.checkpoint is not None:
-            self._checkpointer = Checkpointer(
-                launch.checkpoint,
-                run=launch.run,
-                run_uid=launch.run_uid,
-                attempt=launch.attempt,
-                report=self._report,
-                config_digest=self._config_digest,
-            )
+            self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
             self._agreement = SaveAgreement(
                 counters,
                 rank=self.rank,
                 interval_steps=launch.checkpoint.interval_steps,
                 interval_seconds=launch.checkpoint.interval_seconds,
             )
-        self._restore(launch)
+        if not self._take_up(launch):
+            self._restore(launch)
         self._step_began = time.monotonic()
-        return self
+
+    def _make_checkpointer(self, launch: Launch, plan: CheckpointPlan) -> Checkpointer:
+        with self._rejoining.extended() if self._rejoining is not None else nullcontext():
+            return Checkpointer(
+                plan,
+                run=launch.run,
+                run_uid=launch.run_uid,
+                attempt=launch.attempt,
+                report=self._report,
+                config_digest=self._config_digest,
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Commit the last step's state before leaving. After an exception nothing is saved: the state is not sound.
@@ -189,6 +208,24 @@ class Session(Generic[B]):
             self._page.enter(Phase.EXITING)
             if self._checkpointer is not None:
                 self._checkpointer.close()
+
+    def run(self, step: Callable[[int, B], object], total: int) -> None:
+        """The whole loop as one call: `step(number, batch)` is its body, which ends with `session.completed(...)`.
+
+        As `batches`, but when a peer is lost the ranks that are left break the step off, rejoin with the process that
+        takes its place, and go on in here with their model, their compiled code and, if it can be, their state.
+        """
+        while True:
+            if self._rejoining is not None and self._rejoining.offer():
+                self._page.offer_to_rejoin()
+            try:
+                for number, batch in self.batches(total):
+                    step(number, batch)
+                return
+            except Exception as error:
+                if (order := self._order_after(error)) is None:
+                    raise
+            self._rejoin(order)
 
     def steps(self, total: int) -> Iterator[int]:
         """The numbers of the steps that are still to do, out of range(total), for a loop that draws its own data."""
@@ -227,6 +264,8 @@ class Session(Generic[B]):
         self._step += 1
         self._tokens += tokens
         self._curve.add(self._step, loss, self._tokens, seconds)
+        if self._rejoining is not None:
+            self._rejoining.completed(self._step, self._tokens)
         if self._checkpointer is not None:
             self._page.committed_step = self._checkpointer.committed_step
             wishes = self._page.save_requested
@@ -267,6 +306,38 @@ class Session(Generic[B]):
                 buffer.copy_(before)
         set_rng_state(generators)
 
+    # ------------------------------------------------------------ going on in another attempt
+    def _order_after(self, error: Exception) -> Rejoin | None:
+        """The order to rejoin, if that is what comes of this error; a lost peer is told of before it is waited for."""
+        if self._rejoining is None:
+            return None
+        return self._rejoining.order_after(error, lambda: self._report(Raised(error=describe(error))), self._page.mark)
+
+    def _rejoin(self, order: Rejoin) -> None:
+        assert self._rejoining is not None
+        self._curve.settle()
+        self._page.begin_anew()
+        self._report(Rejoined(attempt=order.attempt))
+        before = self._checkpointer
+        if before is not None:
+            before.abandon(_ABANDON_SECONDS)
+        self._rejoining.renew(order, before.lineage if before is not None else ())
+        self._enter_attempt()
+
+    def _take_up(self, launch: Launch) -> bool:
+        """Go on from the state that the ranks of this gang have in memory; False if that cannot be."""
+        if self._rejoining is None or self._checkpointer is None or not launch.keep:
+            return False
+        taken = self._rejoining.take_up(self._checkpointer.agreeing, launch, self._step)
+        if taken is None:
+            return False
+        self._step, self._tokens, self._saved_step = taken.step, taken.tokens, -1
+        self._checkpointer.lineage = taken.lineage
+        if self.rank == 0:
+            self._report(Restored(checkpoint=CheckpointRef(uri="", step=taken.step, attempt=taken.attempt)))
+        return True
+
+    # ------------------------------------------------------------ restoring and saving
     def _restore(self, launch: Launch) -> None:
         restored = None
         if self._checkpointer is not None and launch.restore:
@@ -327,12 +398,3 @@ class Session(Generic[B]):
     def _report(self, report: Report) -> None:
         with self._reporting:
             self._reporter.send(report)
-
-
-def _outlive(group: object) -> None:
-    """Never destroy a process group that DDP uses; the end of the process is the end of it.
-
-    DDP's reducer may hold the last reference to it. It then joins gloo's threads with the GIL held, while one of them
-    may want the GIL to let go of the last tensor it reduced: a rank that has done all its work hangs for ever.
-    """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))

@@ -17,6 +17,7 @@ import msgspec
 from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
+from mend_trainer.pipes import Pipes
 from mend_trainer.rank import Post
 from mend_trainer.warm import Birth, Nursery, decode_hello, decode_imported
 
@@ -35,10 +36,10 @@ class Standby:
         self.pid = 0
         self.on_end = on_end
 
-    def post(self, post: Post, log_pipe: int, report_pipe: int) -> bool:
+    def post(self, post: Post, pipes: Pipes) -> bool:
         """Make it a rank; False when it died in the meantime."""
         try:
-            socket.send_fds(self.channel, [msgspec.json.encode(post)], [log_pipe, report_pipe])
+            socket.send_fds(self.channel, [msgspec.json.encode(post)], [pipes.log, pipes.reports, pipes.orders])
         except OSError:
             return False
         finally:

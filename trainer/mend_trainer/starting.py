@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -17,16 +15,13 @@ from mend.protocol import Launch
 from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output
+from mend_trainer.pipes import Pipes
 from mend_trainer.procfs import OutOfMemoryKills
 from mend_trainer.rank import ENV_AGENT_PID, ENV_WORKER_SERVER, Post
 from mend_trainer.ranks import Rank
-from mend_trainer.reporting import PIPE_BYTES
 from mend_trainer.standbys import Standbys
 
-log = logging.getLogger(__name__)
-
 _STANDBY_SECONDS: Final = 60.0
-_F_SETPIPE_SZ: Final = 1031
 # Read by the interpreter, the loader or OpenMP when a process starts: a warm process could not obey a change.
 _READ_AT_START: Final = ("PYTHON", "LD_", "OMP_", "KMP_", "MKL_", "GLIBC_", "MALLOC_")
 
@@ -49,32 +44,34 @@ async def start(
     rank: Rank,
     launch: Launch,
     store_port: int,
-    pipes: tuple[int, int],
+    pipes: Pipes,
     tools: Tools,
-    on_end: Callable[[Rank, Ending], None],
+    on_end: Callable[[Ending], None],
 ) -> None:
-    """Give `rank` a process, which writes to the two `pipes` for its log and its reports."""
+    """Give `rank` a process, which gets its ends of the `pipes`."""
     given = rank_environment(launch, rank, store_port)
     command = tools.command
     if not isinstance(command, Program) and _starts_alike(launch.env, tools.environment):
         while standby := await tools.standbys.take(_STANDBY_SECONDS):
-            if standby.post(Post(command=command, env=given), *pipes):
-                standby.on_end = lambda _, ending: on_end(rank, ending)
+            if standby.post(Post(command=command, env=given), pipes):
+                standby.on_end = lambda _, ending: on_end(ending)
                 rank.pid = standby.pid
                 return
-    rank.pid = _start_cold(given, *pipes, tools)
-    tools.reaper.watch(rank.pid, lambda ending: on_end(rank, ending), lambda: kill_group(rank.pid))
+    rank.pid = _start_cold(given, pipes, tools)
+    tools.reaper.watch(rank.pid, on_end, lambda: kill_group(rank.pid))
 
 
-def _start_cold(given: Mapping[str, str], log_pipe: int, reports: int, tools: Tools) -> int:
+def _start_cold(given: Mapping[str, str], pipes: Pipes, tools: Tools) -> int:
     environment = {
         **tools.environment,
         **given,
         ENV_AGENT_PID: str(os.getpid()),
-        protocol.ENV_REPORT_FD: str(reports),  # a standby has a number of its own for it
+        protocol.ENV_REPORT_FD: str(pipes.reports),  # a standby has numbers of its own for these
+        protocol.ENV_ORDERS_FD: str(pipes.orders),
     }
-    os.set_inheritable(reports, True)
-    return spawn([sys.executable, "-m", "mend_trainer.rank", *tools.argv], environment, log_pipe)
+    os.set_inheritable(pipes.reports, True)
+    os.set_inheritable(pipes.orders, True)
+    return spawn([sys.executable, "-m", "mend_trainer.rank", *tools.argv], environment, pipes.log)
 
 
 def rank_environment(launch: Launch, rank: Rank, store_port: int) -> dict[str, str]:
@@ -102,18 +99,9 @@ def rank_environment(launch: Launch, rank: Rank, store_port: int) -> dict[str, s
         protocol.ENV_LAUNCH: protocol.encode(launch).decode(),
         protocol.ENV_PAGE: str(rank.page_path),
         protocol.ENV_STACKS: str(rank.stacks_path),
+        protocol.ENV_FOOTING: str(rank.footing_path),
     }
 
 
 def _starts_alike(wanted: Mapping[str, str], environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) == value for name, value in wanted.items() if name.startswith(_READ_AT_START))
-
-
-def report_pipe() -> tuple[int, int]:
-    """A pipe for reports, its ends for reading and writing: large, so that a busy agent loses none."""
-    read, write = os.pipe2(os.O_CLOEXEC)
-    try:
-        fcntl.fcntl(read, _F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        log.debug("the system grants no larger pipe for reports")
-    return read, write

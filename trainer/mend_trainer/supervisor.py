@@ -153,12 +153,14 @@ class Supervisor:
             return self._refuse("this worker is terminating")
         if order.attempt <= self._fence:
             return self._refuse(f"attempt {order.attempt} was stopped before")
-        if self._gang is not None:
-            self._gang.kill()
-            self._ended.append(self._gang)
+        before, kept = self._gang, self._gang.release(order) if self._gang is not None else {}
+        if before is not None:
+            before.kill()
+            self._ended.append(before)
         log.info("attempt %d: ranks %d..%d", order.attempt, order.first_rank, order.first_rank + order.ranks - 1)
         self.attempt = order.attempt
-        self._gang = Gang(order, self._folder.attempt(order.attempt), self._tools)
+        folder = self._folder.attempt(order.attempt, before.folder if before is not None and kept else None)
+        self._gang = Gang(order, folder, self._tools, kept)
         previous = sorted(self.curves)[-1:]  # streams may still owe points of it
         self.curves = {attempt: self.curves[attempt] for attempt in previous} | {order.attempt: self._gang.curve}
         self._changed()
@@ -172,11 +174,12 @@ class Supervisor:
     def _stop(self, order: Stop) -> Ack:
         self._fence = max(self._fence, order.attempt)
         log.info("attempt %d: told to stop (%s)", self.attempt, order.reason or "no reason given")
-        self._in_background(self._obey_stop(order))
+        self._in_background(self._obey_stop(order, self._gang))
         return self._ack()
 
-    async def _obey_stop(self, order: Stop) -> None:
-        await self._end(order.grace_seconds)
+    async def _obey_stop(self, order: Stop, gang: Gang | None) -> None:
+        """The gang is the one that was there when the order came: what was launched since is not meant."""
+        await self._end(gang, order.grace_seconds)
         if order.exit:
             self._leave(order.exit_code)
 
@@ -194,9 +197,8 @@ class Supervisor:
         return Ack(accepted=False, attempt=self.attempt, reason=reason)
 
     # ------------------------------------------------------------ ending
-    async def _end(self, grace_seconds: float) -> None:
+    async def _end(self, gang: Gang | None, grace_seconds: float) -> None:
         """End the ranks."""
-        gang = self._gang
         if gang is not None and gang.alive and grace_seconds > 0:
             await save_and_end(gang, grace_seconds)
         elif gang is not None:
@@ -221,7 +223,7 @@ class Supervisor:
         self._in_background(self._depart(self._settings.grace_seconds - margin))
 
     async def _depart(self, grace_seconds: float) -> None:
-        await self._end(grace_seconds)
+        await self._end(self._gang, grace_seconds)
         self._leave(self._code_of_sigterm())
 
     def _code_of_sigterm(self) -> ExitCode:

@@ -19,6 +19,7 @@ from mend.protocol import (
     Point,
     Quarantined,
     Raised,
+    Rejoined,
     Report,
     Restored,
     SaveFailed,
@@ -46,7 +47,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
-    """What is known after one more report. `Raised` and `Measured` belong to a rank and to the curve."""
+    """What is known after one more report. `Raised`, `Rejoined` and `Measured` belong to a rank and to the curve."""
     match report:
         case Committed():
             return msgspec.structs.replace(told, committed=report, committed_at=now, failures=0, error="")
@@ -56,7 +57,7 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
             return msgspec.structs.replace(told, quarantined=(*told.quarantined, uri))
-        case Quarantined() | Raised() | Measured():
+        case Quarantined() | Raised() | Measured() | Rejoined():
             return told
 
 
@@ -99,7 +100,7 @@ class ReportPipe:
     """The agent's end of one rank's report pipe. A line that is no report is logged once and passed over."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, descriptor: int, rank: int, on_report: Callable[[int, Report], None]
+        self, loop: asyncio.AbstractEventLoop, descriptor: int, rank: int, on_report: Callable[[Report], None]
     ) -> None:
         self._loop = loop
         self._descriptor: int | None = descriptor
@@ -146,7 +147,7 @@ class ReportPipe:
         except msgspec.MsgspecError as error:
             self._complain(f"{line[:80]!r}: {error}")
             return
-        self._on_report(self._rank, report)
+        self._on_report(report)
 
     def _complain(self, what: str) -> None:
         if not self._complained:

@@ -60,9 +60,11 @@ def train(config: TrainConfig) -> None:
             rehearse=work.rehearse,
             checkpoint=config.checkpoint.plan() if config.checkpoint else None,
             config_digest=_digest(config),
+            membership=place.membership,
         ) as session:
             progress = _Progress(config, place)
-            for step, batch in session.batches(config.steps):
+
+            def train_step(step: int, batch: Batch) -> None:
                 work.evaluate_if_due(session, step)
                 optimizer.zero_grad(set_to_none=True)
                 loss = work.forward_backward(batch)
@@ -73,6 +75,8 @@ def train(config: TrainConfig) -> None:
                 scheduler.step()
                 session.completed(loss, tokens=work.tokens_per_step)
                 progress.show(session, rate)
+
+            session.run(train_step, config.steps)
             work.evaluate_if_due(session, config.steps)
 
 

@@ -208,12 +208,11 @@ def _await_adoption(agent: int) -> None:
 def _stand_by(channel: socket.socket) -> int:
     name_process("mend-standby")
     _say(channel, Hello(pid=os.getpid()))
-    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 2)
+    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 3)
     channel.close()
     if not message:
         os._exit(0)  # not needed any more
-    log, report = descriptors
-    return become_rank(decode_post(message), log, report)
+    return become_rank(decode_post(message), *descriptors)
 
 
 def _say(channel: socket.socket, hello: Hello) -> None:

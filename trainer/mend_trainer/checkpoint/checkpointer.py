@@ -70,14 +70,15 @@ class Checkpointer:
         self._config_digest = config_digest
         self._store = store or open_store(plan.uri, plan.endpoint)
         # Two groups, since the main thread and the saving thread may both be in a collective.
-        self._agreeing = make_gang(process_group, "mend:agree", timeout_seconds)
+        self.agreeing = make_gang(process_group, "mend:agree", timeout_seconds)
         self._saving = make_gang(process_group, SAVE_GROUP, timeout_seconds)
-        self._lineage: tuple[Ancestor, ...] = ()
+        self.lineage: tuple[Ancestor, ...] = ()  # what saves carry; a restore sets it
         self._signature: tuple[Any, ...] = ()
         self._arena: Arena | None = None
         self._idle = threading.Event()
         self._idle.set()
         self._last_failed = False
+        self._abandoned = False
         self._committed_step = -1
         self._stall_seconds = 0.0
 
@@ -115,7 +116,7 @@ class Checkpointer:
             run=self._run,
             run_uid=self._run_uid,
             attempt=self._attempt,
-            lineage=self._lineage,
+            lineage=self.lineage,
             config_digest=self._config_digest,
             step=step,
             tokens=tokens,
@@ -142,20 +143,25 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        restored = restore(self._agreeing, self._store, candidates, state, self._report)
-        self._lineage = restored.lineage
+        restored = restore(self.agreeing, self._store, candidates, state, self._report)
+        self.lineage = restored.lineage
         return restored
 
     def close(self, seconds: float = 0.0) -> None:
         """Wait that long for the save in flight; afterwards nothing of it can hold up the end of the process."""
         self._idle.wait(seconds)
 
+    def abandon(self, seconds: float) -> None:
+        """The ranks lost each other: let a save in flight fail, which is nobody's fault, and wait that long for it."""
+        self._abandoned = True
+        self._idle.wait(seconds)
+
     def _agree_to_start(self, step: int, state: Mapping[str, Any]) -> str:
         """The name of the new save, "" if any rank is busy; lays the save out anew if any rank's state changed."""
         seen = signature(state)
-        drawn = secrets.randbits(62) if self._agreeing.rank == 0 else 0
+        drawn = secrets.randbits(62) if self.agreeing.rank == 0 else 0
         mine = [self.in_flight, seen != self._signature, drawn, step, -step]
-        busy, changed, number, highest, lowest = self._agreeing.maximum(mine)
+        busy, changed, number, highest, lowest = self.agreeing.maximum(mine)
         if highest != -lowest:
             raise RuntimeError(f"save() was called at step {-lowest} on one rank and at step {highest} on another")
         if busy:
@@ -167,9 +173,9 @@ class Checkpointer:
         return f"{number:016x}"
 
     def _own_blocks(self, state: Mapping[str, Any]) -> Sequence[Block]:
-        said = self._agreeing.gather(msgspec.json.encode(blocks_of(state)))
+        said = self.agreeing.gather(msgspec.json.encode(blocks_of(state)))
         held = [msgspec.json.decode(each, type=list[Block]) for each in said]
-        return assign(held)[self._agreeing.rank]
+        return assign(held)[self.agreeing.rank]
 
     def _finish(self, begun: Begun, began: float) -> None:
         self._last_failed = True
@@ -179,8 +185,11 @@ class Checkpointer:
             self._last_failed = False
             self._tell(self._committed(begun, began, stored_bytes))
         except SaveAborted as error:
-            _log.error("the save at step %d failed: %s", begun.origin.step, error)
-            self._tell(SaveFailed(step=begun.origin.step, error=str(error)))
+            if self._abandoned:
+                _log.info("the save at step %d was broken off", begun.origin.step)
+            else:
+                _log.error("the save at step %d failed: %s", begun.origin.step, error)
+                self._tell(SaveFailed(step=begun.origin.step, error=str(error)))
         finally:
             self._idle.set()
 

@@ -34,13 +34,26 @@ class Gang:
 
     def hear_first(self, message: bytes) -> bytes:
         """Rank 0's message, on every rank."""
+        return self.hear(message, 0)
+
+    def hear(self, message: bytes, speaker: int) -> bytes:
+        """The message of that rank, on every rank; what the others give is not looked at."""
         if self._group is None:
             return message
         length = torch.tensor([len(message)])
-        dist.broadcast(length, group=self._group, group_src=0)
-        said = bytearray(message if self.rank == 0 else int(length)) or bytearray(1)
-        dist.broadcast(torch.frombuffer(said, dtype=torch.uint8), group=self._group, group_src=0)
+        dist.broadcast(length, group=self._group, group_src=speaker)
+        said = bytearray(message if self.rank == speaker else int(length)) or bytearray(1)
+        dist.broadcast(torch.frombuffer(said, dtype=torch.uint8), group=self._group, group_src=speaker)
         return bytes(said[: int(length)])
+
+    def send_from(self, sender: int, tensor: torch.Tensor) -> None:
+        """That rank's tensor into everybody's, in place."""
+        if self._group is None:
+            return
+        whole = tensor.detach().contiguous()
+        dist.broadcast(whole, group=self._group, group_src=sender)
+        if whole.data_ptr() != tensor.data_ptr():
+            tensor.detach().copy_(whole)
 
     def maximum(self, numbers: Sequence[int]) -> list[int]:
         """The largest of all ranks' numbers, place by place."""

@@ -1,0 +1,213 @@
+"""Ranks that stay when a peer is lost: real agents, the reference trainer, real kills; and not a bit is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agents_real import AgentClient, a_launch, an_agent, at_step, has_exit, is_running, warm
+from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Points
+from mend.store import open_store
+from mend_trainer.alone import next_attempt
+from trainer_gang import digests_of, manifest_of
+
+_STEPS = 400
+_RANKS = 4  # the sum of two would not depend on their order
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A little text to train on."""
+    folder = tmp_path_factory.mktemp("text")
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"{number} times {number} is {number * number}, they say.\n" * 30)
+    return folder
+
+
+def a_trainer(text: Path, **changes: object) -> list[str]:
+    """The command of a rank with a model of some thousand parameters."""
+    settings = {
+        "steps": _STEPS,
+        "global_batch": 4,
+        "schedule.warmup_steps": 2,
+        "model": "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}",
+        "data.text": text,
+        "data.sequence_length": 16,
+        "data.cache": text.parent / "cache",
+        **changes,
+    }
+    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["python", "-m", "mend_trainer.train", *words]
+
+
+class Run:
+    """A run on one real agent, whose attempts the test begins as a controller would."""
+
+    def __init__(self, client: AgentClient, plan: CheckpointPlan) -> None:
+        self.client = client
+        self.plan = plan
+        self.attempt = 0
+
+    async def launch(self, keep: Sequence[int] = (), restore: Sequence[CheckpointRef] | None = None) -> None:
+        """The next attempt, from what is committed unless told otherwise."""
+        self.attempt += 1
+        if restore is None:
+            _, restore = next_attempt(open_store(self.plan.uri))
+        order = msgspec.structs.replace(
+            a_launch(self.attempt, self.client),
+            checkpoint=self.plan,
+            restore=tuple(restore),
+            keep=tuple(keep),
+            run_uid="uid",
+        )
+        status, answer = await self.client.order(order)
+        assert status == 200, answer
+
+    async def at(self, step: int) -> Heartbeat:
+        """Every rank has completed the step in the present attempt, in which it has done some."""
+        holds = at_step(step, self.attempt)
+        return await self.client.until(
+            lambda beat: holds(beat) and all(rank.steps_done for rank in beat.ranks), f"step {step} of {self.attempt}"
+        )
+
+    async def finished(self) -> Heartbeat:
+        """All ranks have succeeded."""
+        return await self.client.until(lambda beat: beat.state is AgentState.FINISHED, "the end")
+
+    def losses(self) -> dict[int, set[float | None]]:
+        """Every loss that any attempt told of a step."""
+        found: dict[int, set[float | None]] = {}
+        for _, line in self.client.lines:
+            for point in line.points if isinstance(line, Points) else ():
+                found.setdefault(point.step, set()).add(point.loss)
+        return found
+
+    def last_manifest(self, beat: Heartbeat) -> object:
+        """Digests of the final state."""
+        assert beat.save is not None
+        assert beat.save.committed is not None
+        return digests_of(manifest_of(self.plan, beat.save.committed))
+
+
+@asynccontextmanager
+async def a_run(command: list[str], folder: Path) -> AsyncIterator[Run]:
+    """A warm agent, and nothing launched yet."""
+    plan = CheckpointPlan(uri=f"file://{folder}/store", interval_steps=25)
+    async with an_agent(command, folder, ranks=_RANKS, env={"GLOO_SOCKET_IFNAME": "lo"}) as client:
+        await warm(client)
+        yield Run(client, plan)
+
+
+def footings_of(pid: int) -> set[Path]:
+    """The files in which this rank keeps its footing."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split()[-1]) for line in maps if line.endswith(".footing")}
+
+
+def pids(beat: Heartbeat) -> dict[int, int]:
+    """Process of each rank."""
+    return {rank.rank: rank.pid for rank in beat.ranks}
+
+
+async def test_survivors_keep_their_processes_and_nothing_is_lost(text: Path, tmp_path: Path) -> None:
+    """One rank after the other is killed, rank 0 too; the others stay, no step is done twice, and the curve and the
+    final weights equal those of a run to which nothing happened, bit for bit."""
+    command = a_trainer(text)
+    calm_folder, hit_folder = tmp_path / "calm", tmp_path / "hit"
+    calm_folder.mkdir()
+    hit_folder.mkdir()
+    async with a_run(command, calm_folder) as calm:
+        await calm.launch()
+        unbroken = calm.last_manifest(await calm.finished())
+        curve = calm.losses()
+    assert set(curve) == set(range(_STEPS))
+    async with a_run(command, hit_folder) as run:
+        await run.launch()
+        beat = await run.at(40)
+        for victim in (2, 0, 3):
+            before = pids(beat)
+            os.kill(before[victim], signal.SIGKILL)
+            beat = await run.client.until(has_exit(victim, run.attempt))
+            step = max(rank.step for rank in beat.ranks)
+            await run.launch(keep=[rank for rank in range(_RANKS) if rank != victim])
+            beat = await run.at(step + 20)
+            after = pids(beat)
+            assert {rank for rank in before if before[rank] == after[rank]} == set(range(_RANKS)) - {victim}
+            assert beat.restored is not None
+            assert beat.restored.is_of_peers
+            assert step - 1 <= beat.restored.step <= step + 1
+            await warm(run.client)
+        assert run.last_manifest(await run.finished()) == unbroken
+        assert {step: found for step, found in run.losses().items() if found != curve[step]} == {}
+
+
+async def test_a_stopped_rank_is_killed_and_replaced(text: Path, tmp_path: Path) -> None:
+    """Survivors that wait in a collective for a stopped rank, and hear nothing of it, are called off by the order."""
+    async with a_run(a_trainer(text), tmp_path) as run:
+        await run.launch()
+        beat = await run.at(30)
+        before = pids(beat)
+        os.kill(before[1], signal.SIGSTOP)
+        await run.client.until(lambda beat: min(rank.progress_seconds for rank in beat.ranks) > 0.3, "a hang")
+        await run.launch(keep=[0, 2, 3])
+        after = pids(await run.at(40))
+        assert {rank for rank in before if before[rank] == after[rank]} == {0, 2, 3}
+        assert not is_running(before[1])
+
+
+async def test_a_rank_that_does_not_come_is_replaced_too(text: Path, tmp_path: Path) -> None:
+    """A survivor that is stuck outside any collective cannot hear the order: its place is taken as well."""
+    async with a_run(a_trainer(text), tmp_path) as run:
+        await run.launch()
+        before = pids(await run.at(30))
+        os.kill(before[1], signal.SIGKILL)
+        os.kill(before[3], signal.SIGSTOP)
+        await run.client.until(has_exit(1))
+        await run.launch(keep=[0, 2, 3])
+        after = pids(await run.at(40))
+        assert {rank for rank in before if before[rank] == after[rank]} == {0, 2}
+
+
+async def test_without_the_footing_of_the_lost_rank_a_checkpoint_is_restored(text: Path, tmp_path: Path) -> None:
+    """If the generators of the lost rank are lost as well, all go on from the newest checkpoint, still in place."""
+    async with a_run(a_trainer(text), tmp_path) as run:
+        await run.launch()
+        before = pids(await run.at(30))
+        os.kill(before[1], signal.SIGKILL)
+        for footing in footings_of(before[0]):
+            footing.with_name("rank-1.footing").unlink()
+        await run.client.until(has_exit(1))
+        await run.launch(keep=[0, 2, 3])
+        beat = await run.at(40)
+        assert {rank for rank in before if before[rank] == pids(beat)[rank]} == {0, 2, 3}
+        assert beat.restored is not None
+        assert beat.restored.uri.startswith(run.plan.uri)
+
+
+async def test_all_that_are_left_tell_that_they_were_cut_off(text: Path, tmp_path: Path) -> None:
+    """Also a rank whose neighbours both live hears of the loss, since each that hears of it breaks off; all wait."""
+    async with a_run(a_trainer(text), tmp_path) as run:
+        await run.launch()
+        before = pids(await run.at(30))
+        os.kill(before[1], signal.SIGKILL)
+        await run.client.until(has_exit(1))
+        beat = await run.client.until(lambda beat: all(each.error for each in beat.ranks if each.rank != 1), "cut off")
+        assert all(each.exit is None and each.can_rejoin for each in beat.ranks if each.rank != 1)
+
+
+async def test_an_order_before_the_first_step_starts_everybody_anew(text: Path, tmp_path: Path) -> None:
+    """Ranks that have not yet entered their loop do not offer to rejoin, and are replaced whatever the order says."""
+    async with a_run(a_trainer(text), tmp_path) as run:
+        await run.launch()
+        await run.client.until(lambda beat: len(beat.ranks) == _RANKS and all(rank.pid for rank in beat.ranks))
+        assert run.client.heartbeat is not None
+        before = pids(run.client.heartbeat)
+        await run.launch(keep=range(_RANKS))
+        after = pids(await run.at(10))
+        assert not set(before.values()) & set(after.values())

@@ -1,0 +1,69 @@
+"""The rank's end of the pipe of orders: hears, in a thread of its own, that it is to go on in another attempt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from mend.protocol import ENV_ORDERS_FD, Rejoin, decode_rejoin
+
+_READ_BYTES: Final = 1 << 16
+
+_log = logging.getLogger(__name__)
+
+
+class Orders:
+    """Orders to rejoin, the newest of which counts. `on_order` is called in the listening thread."""
+
+    def __init__(self, descriptor: int, on_order: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._on_order = on_order
+        self._news = threading.Condition()
+        self._order: Rejoin | None = None
+        threading.Thread(target=self._listen, name="mend-orders", daemon=True).start()
+
+    @classmethod
+    def from_environment(cls, on_order: Callable[[], None]) -> Orders | None:
+        """The pipe that the agent opened (`MEND_ORDERS_FD`); None outside mend, or in a child of a rank."""
+        text = os.environ.get(ENV_ORDERS_FD, "")
+        try:
+            os.fstat(int(text))
+        except (ValueError, OSError):
+            return None
+        return cls(int(text), on_order)
+
+    def take(self, seconds: float) -> Rejoin | None:
+        """The order, once; waits that long for one to come."""
+        with self._news:
+            self._news.wait_for(lambda: self._order is not None, seconds)
+            order, self._order = self._order, None
+            return order
+
+    def _listen(self) -> None:
+        partial = b""
+        while chunk := self._read():
+            *lines, partial = (partial + chunk).split(b"\n")
+            for line in lines:
+                self._hear(line)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._descriptor, _READ_BYTES)
+        except OSError:
+            return b""
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            order = decode_rejoin(line)
+        except msgspec.MsgspecError as error:
+            _log.warning("no order of this protocol: %s", error)
+            return
+        with self._news:
+            self._order = order
+            self._news.notify_all()
+        self._on_order()
