@@ -67,8 +67,9 @@ def schedules(kinds: tuple[str, ...] = EVERYTHING, most: int = 7) -> st.SearchSt
 class Rehearsal:
     """A world in which a schedule of faults is played."""
 
-    def __init__(self, world: World | None = None) -> None:
-        self.world = world or World(a_spec(2, 2, minimum=1, recovery={"shrinkAfter": "20s"}), nodes=3, steps=60)
+    def __init__(self, world: World | None = None, *, rejoins: bool = False) -> None:
+        spec = a_spec(2, 2, minimum=1, recovery={"shrinkAfter": "20s"})
+        self.world = world or World(spec, nodes=3, steps=60, rejoins=rejoins)
         self.undo: list[tuple[float, str]] = []
         self.hands: list[tuple[float, object]] = []
 

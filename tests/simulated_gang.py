@@ -32,6 +32,7 @@ STEP_SECONDS = 0.5
 COMMIT_SECONDS = 0.3
 SYMPTOM_SECONDS = 0.1
 STORAGE_PATIENCE_SECONDS = 3.0  # of ranks that cannot read a checkpoint
+ORDER_SECONDS = 60.0  # for which a rank that was cut off waits for an order
 PREFIX = "s3://bucket/clio"
 
 
@@ -46,6 +47,8 @@ class Rank:
     exit: RankExit | None = None
     error: RankError | None = None
     ended_at: float = 0.0
+    carried: CheckpointRef | None = None  # the state that it has kept from the attempt it was of
+    lineage: tuple[Ancestor, ...] = ()  # of that attempt
 
     @property
     def alive(self) -> bool:
@@ -105,6 +108,7 @@ class Gang:
     committed_at: float = 0.0
     failures: int = 0
     nonfinite: bool = False
+    rejoins: bool = False  # its ranks keep their processes when a peer is lost
 
     @property
     def attempt(self) -> int:
@@ -153,13 +157,42 @@ class Gang:
         if now - min(rank.ended_at for rank in dead) >= SYMPTOM_SECONDS:
             for rank in self.ranks.values():
                 if rank.alive and not rank.fault:
-                    cut_off = RankError(type="DistNetworkError", message="Connection closed by peer")
-                    rank.end(now, RankExit(code=1), cut_off)
+                    self._cut_off(rank, now)
         return True
+
+    def _cut_off(self, rank: Rank, now: float) -> None:
+        """It says so, and ends; or waits for an order, if it could be told to rejoin."""
+        cut_off = RankError(type="DistNetworkError", message="Connection closed by peer")
+        if not self.offers_to_rejoin:
+            rank.end(now, RankExit(code=1), cut_off)
+        elif rank.error is None:
+            rank.error, rank.ended_at = cut_off, now
+        elif now - rank.ended_at > ORDER_SECONDS:
+            rank.end(now, RankExit(code=1), cut_off)
+
+    @property
+    def offers_to_rejoin(self) -> bool:
+        """Whether its ranks are in their loops, and such as could go on in another attempt."""
+        return self.rejoins and self.loaded_at is not None
+
+    def release(self, launch: Launch, ranks: Sequence[Rank]) -> list[Rank]:
+        """Those of its ranks that go on in another attempt, with the state that they have."""
+        mine = (self.attempt, self.launch.world_size)
+        if not self.offers_to_rejoin or mine != (launch.follows, launch.world_size):
+            return []
+        kept = [rank for rank in ranks if rank.number in launch.keep and rank.alive and not rank.fault]
+        for rank in kept:
+            del self.ranks[rank.number]
+            rank.carried = CheckpointRef(uri="", step=self.step, attempt=self.attempt) if self.step >= 0 else None
+            rank.lineage, rank.error = self.lineage, None
+        return kept
 
     def _load(self, now: float) -> None:
         """Restores the first candidate that can be read, putting spoilt ones into quarantine."""
         assert self.met_at is not None
+        if (carrier := next((rank for rank in self.ranks.values() if rank.carried is not None), None)) is not None:
+            self._start_from_memory(carrier, now)
+            return
         if self.launch.restore and not self.bucket.available:
             if now - self.met_at > STORAGE_PATIENCE_SECONDS:
                 self._exit_all(now, ExitCode.STORAGE)
@@ -190,6 +223,14 @@ class Gang:
             *checkpoint.lineage,
             Ancestor(attempt=checkpoint.ref.attempt, step=checkpoint.ref.step, uid=checkpoint.run_uid),
         )
+
+    def _start_from_memory(self, carrier: Rank, now: float) -> None:
+        assert carrier.carried is not None
+        state = carrier.carried
+        self.loaded_at = self.progress_at = now
+        self.restored, self.step = state, state.step
+        link = Ancestor(attempt=state.attempt, step=state.step, uid=self.launch.run_uid)
+        self.lineage = (*carrier.lineage, link)
 
     def _exit_all(self, now: float, code: ExitCode) -> None:
         for rank in self.ranks.values():
@@ -246,6 +287,7 @@ class Gang:
             loss=1.0 / (self.step + 2) if self.steps_done else None,
             nonfinite=self.nonfinite,
             tokens=100 * (self.step + 1),
+            can_rejoin=self.offers_to_rejoin and rank.alive,
             exit=ended,
             error=rank.error,
         )

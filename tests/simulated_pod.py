@@ -96,11 +96,14 @@ class Agent:
             return Ack(accepted=True, attempt=self.attempt, reason="launched already")
         if self.terminating or order.attempt <= self.fence or order.attempt < self.attempt:
             return self._refuse("stale, or terminating")
+        kept = {rank.number: rank for rank in self.gang.release(order, self.ranks)} if self.gang is not None else {}
+        self.ranks = [rank for rank in self.ranks if rank.number not in kept]
         self._kill(now)
         if order.attempt not in gangs:
             gangs[order.attempt] = new_gang(order)  # type: ignore[operator]
         self.attempt, self.gang, self.stopped, self.ending = order.attempt, gangs[order.attempt], False, None
-        self.ranks = [Rank(number, now) for number in range(order.first_rank, order.first_rank + order.ranks)]
+        numbers = range(order.first_rank, order.first_rank + order.ranks)
+        self.ranks = [kept[number] if number in kept else Rank(number, now) for number in numbers]
         self.gang.ranks |= {rank.number: rank for rank in self.ranks}
         return Ack(accepted=True, attempt=self.attempt)
 

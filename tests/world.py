@@ -113,11 +113,13 @@ class Controller:
 class World:
     """The cluster with one TrainingRun in it."""
 
-    def __init__(self, spec: Spec, *, nodes: int = 0, steps: int = 40, save_every: int = 10) -> None:
+    def __init__(
+        self, spec: Spec, *, nodes: int = 0, steps: int = 40, save_every: int = 10, rejoins: bool = False
+    ) -> None:
         self.now = EPOCH
         self.skew = 0.0  # of the controller's clock
         self.spec = spec
-        self.steps, self.save_every = steps, save_every
+        self.steps, self.save_every, self.rejoins = steps, save_every, rejoins
         self.generation = 1
         self.raw_status = "{}"
         self.version = 1
@@ -432,14 +434,20 @@ class World:
             before = gang.restored
             if gang.advance(self.now):
                 self.trained.append(attempt)
-            if before is None and gang.restored is not None and gang.restored.uri:
+            if before is None and gang.restored is not None and gang.restored.step >= 0:
                 self._check_restore(gang)
 
     def _check_restore(self, gang: Gang) -> None:
         """Notes a restore of a state that the run was never in, or gave up."""
         assert gang.restored is not None
         earlier = [self.gangs[attempt] for attempt in self.trained if attempt < gang.attempt]
-        if earlier and not line_holds(gang.restored, max(earlier, key=lambda each: each.attempt)):
+        last = max(earlier, key=lambda each: each.attempt, default=None)
+        if gang.restored.is_of_peers:
+            # Handed on by the last gang that trained, or by one that came after it and never made a step.
+            held = last is not None and gang.restored.step == last.step and gang.restored.attempt >= last.attempt
+        else:
+            held = last is None or line_holds(gang.restored, last)
+        if not held:
             self.restored_wrongly.append(f"attempt {gang.attempt} restored {gang.restored}")
 
     # ------------------------------------------------------------ the controller's eyes
@@ -691,7 +699,7 @@ class World:
             self._news()
 
     def _new_gang(self, launch: Launch) -> Gang:
-        return Gang(launch, self.bucket, self.steps - 1, self.save_every)
+        return Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
 
     def _prune(self, uris: tuple[str, ...]) -> None:
         for uri in uris:
@@ -717,7 +725,8 @@ class World:
             )
             self._say(f"launch on {_numbers('worker', after.participants)} from {source}")
         if after.restored_step is not None and before.restored_step is None:
-            self._say(f"restored step {after.restored_step}")
+            where = " from memory" if after.from_peers else ""
+            self._say(f"restored step {after.restored_step}{where}")
         if after.saving_until is not None and before.saving_until is None:
             self._say("saves to change its size")
         if after.phase is not before.phase and after.phase not in (RunPhase.PENDING, RunPhase.RECOVERING):

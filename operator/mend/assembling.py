@@ -206,6 +206,7 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
             restore=status.restore,
             checkpoint=spec.checkpoint.plan(),
             keep=status.keep,
+            follows=status.open_incident.attempt if status.keep and status.open_incident else 0,
         )
         launches.append(SendLaunch(worker=worker, pod_uid=agent.pod_uid, launch=launch))
     return tuple(launches)

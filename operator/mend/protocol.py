@@ -276,8 +276,8 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
     """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
 
-    The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they were of the attempt
-    before and can; the others are replaced, as one is that does not come within a few seconds.
+    The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they are of the attempt
+    `follows` and can; the others are replaced, as one is that does not come within a few seconds.
     """
 
     attempt: int
@@ -292,6 +292,7 @@ class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch")
     restore: tuple[CheckpointRef, ...] = ()  # candidates, best first; empty: a fresh start
     checkpoint: CheckpointPlan | None = None
     keep: tuple[int, ...] = ()
+    follows: int = 0  # the attempt of the ranks to keep: what is left of older ones may be off the lineage
     env: dict[str, str] = {}
 
 

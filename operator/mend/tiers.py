@@ -27,13 +27,14 @@ def choose(
     if incident.workers:
         return Tier.REPLACE_WORKER, "its pod is gone or going"
     first = spec.recovery.first_tier
-    failed = earlier[-1].tier if open_in_a_row(earlier) else None  # what has just been tried
-    if first is FirstTier.REJOIN and failed is None and to_keep(spec, seen, incident):
+    has_failed = open_in_a_row(earlier) > 0
+    if first is FirstTier.REJOIN and not has_failed and to_keep(spec, seen, incident):
         return Tier.REJOIN, "the other ranks can go on in their processes"
     in_place = incident.failure is FailureClass.USER or incident.kind is IncidentKind.CORRUPT
     if first is FirstTier.REPLACE_WORKER and not in_place:
         return Tier.REPLACE_WORKER, "spec.recovery.firstTier"
-    if failed not in (None, Tier.REJOIN) and not in_place:  # another machine would mend neither code nor checkpoints
+    is_worth_another = has_failed and earlier[-1].tier is not Tier.REJOIN and not in_place
+    if is_worth_another:  # another machine would mend neither the code nor the checkpoints
         why = "the recovery before has just failed"
         unknown = not workers_of(spec, seen, incident.verdict.ranks)
         return Tier.REPLACE_WORKER, f"{why}, and nobody is to blame: all pods are made anew" if unknown else why

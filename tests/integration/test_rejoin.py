@@ -64,6 +64,7 @@ class Run:
             checkpoint=self.plan,
             restore=tuple(restore),
             keep=tuple(keep),
+            follows=self.attempt - 1,
             run_uid="uid",
         )
         status, answer = await self.client.order(order)

@@ -27,10 +27,10 @@ from world import World, a_spec
 FIXPOINT_LOOKS = 4
 
 
-def play(schedule: list[Fault], world: World | None = None) -> World:
+def play(schedule: list[Fault], world: World | None = None, *, rejoins: bool = False) -> World:
     """The world after the schedule, its story noted for whoever has to read a failure."""
     note("\n".join(map(str, schedule)))
-    rehearsal = Rehearsal(world)
+    rehearsal = Rehearsal(world, rejoins=rejoins)
     try:
         return rehearsal.play(schedule)
     finally:
@@ -38,10 +38,17 @@ def play(schedule: list[Fault], world: World | None = None) -> World:
 
 
 @generously
-@given(schedules(EVERYTHING))
-def test_every_schedule_ends_and_no_promise_is_broken(schedule: list[Fault]) -> None:
+@given(schedules(EVERYTHING), st.booleans())
+def test_every_schedule_ends_and_no_promise_is_broken(schedule: list[Fault], rejoins: bool) -> None:
     """Every schedule ends succeeded, or failed with a reason; on the way no promise is broken."""
-    assert broken_promises(play(schedule)) == []
+    assert broken_promises(play(schedule, rejoins=rejoins)) == []
+
+
+@generously
+@given(schedules((*RANK_FAULTS, *MACHINERY_FAULTS, "kill agent", "spoil", "cut"), most=7))
+def test_ranks_that_rejoin_break_no_promise(schedule: list[Fault]) -> None:
+    """As above, where ranks keep their processes and all that happens is likely to meet a rejoin under way."""
+    assert broken_promises(play(schedule, rejoins=True)) == []
 
 
 @generously
@@ -57,9 +64,9 @@ def test_faults_of_the_machinery_never_fail_a_run(schedule: list[Fault]) -> None
 @given(schedules((*RANK_FAULTS, *WORKER_FAULTS, "controller dies", "suspend"), most=4))
 def test_doing_every_action_twice_is_the_same_as_once(schedule: list[Fault]) -> None:
     """A controller that carries out each action twice has the same story to tell."""
-    twice = World(a_spec(2, 2), nodes=3, steps=60)
+    twice = World(a_spec(2, 2), nodes=3, steps=60, rejoins=True)
     twice.twice = True
-    assert play(schedule, twice).story == play(schedule, World(a_spec(2, 2), nodes=3, steps=60)).story
+    assert play(schedule, twice).story == play(schedule, World(a_spec(2, 2), nodes=3, steps=60, rejoins=True)).story
 
 
 @generously

@@ -24,10 +24,10 @@ def blocks(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def a_run(*words: str) -> World:
-    """`run workers=2 ranks=2 minimum=1 nodes=3 steps=40 user=3 hang=20 deadline=60 ...` as a world."""
+    """`run workers=2 ranks=2 minimum=1 nodes=3 steps=40 user=3 hang=20 deadline=60 rejoins=1 ...` as a world."""
     given = {name: int(value) for name, value in (word.split("=") for word in words)}
     budgets = {name: given.pop(name) for name in ("user", "hang", "infrastructure", "preemption") if name in given}
-    shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every") if name in given}
+    shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every", "rejoins") if name in given}
     deadline = given.pop("deadline", None)
     recovery = {"budgets": budgets, "shrinkAfter": f"{given.pop('shrink', 300)}s"}
     spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), minimum=given.pop("minimum", None), recovery=recovery)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mend import tiers
 from mend.model import (
+    AgentView,
     FailureClass,
     Incident,
     IncidentKind,
@@ -16,8 +18,10 @@ from mend.model import (
     StoreView,
     Tier,
     Verdict,
+    WorkerPod,
 )
-from mend.protocol import CheckpointRef
+from mend.protocol import AgentState, CheckpointRef, Heartbeat, RankExit, RankReport
+from mend.spec import Spec
 from world import a_spec
 
 SPEC = a_spec(2, 2, recovery={"budgets": {"user": 2, "window": "1h"}})
@@ -79,6 +83,61 @@ CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
     "diverged": (a_run(3, 5), DIVERGED, [], Tier.ROLL_BACK),
     "diverged with nothing to roll back to": (a_run(3), DIVERGED, [], Tier.GIVE_UP),
 }
+
+
+def a_gang(can_rejoin: str = "1111") -> Observation:
+    """Four ranks on two workers, of which these could go on in their processes; rank 3 has been killed."""
+    ended = RankExit(signal=9)
+    ranks = [
+        RankReport(rank=n, pid=n + 1, can_rejoin=able == "1", exit=ended if n == 3 else None)
+        for n, able in enumerate(can_rejoin)
+    ]
+    beats = [
+        Heartbeat(attempt=5, worker=n, agent_id="a", state=AgentState.RUNNING, sequence=1, ranks=tuple(mine))
+        for n, mine in enumerate((ranks[:2], ranks[2:]))
+    ]
+    return replace(
+        a_run(3),
+        pods=tuple(WorkerPod(index=n, name=f"p{n}", uid=f"u{n}") for n in range(2)),
+        agents=tuple(
+            AgentView(worker=n, pod_uid=f"u{n}", connected=True, silent_seconds=0.1, heartbeat=beat)
+            for n, beat in enumerate(beats)
+        ),
+    )
+
+
+KILLED = an_incident(
+    IncidentKind.CRASHED, FailureClass.INFRASTRUCTURE, ranks=(3,), verdict=Verdict(ranks=(3,), confidence=0.95)
+)
+LATER = a_spec(2, 2, recovery={"firstTier": "restart-ranks"})
+MUCH_LATER = a_spec(2, 2, recovery={"firstTier": "replace-worker"})
+REJOINING = a_record(2, recovered=False, tier=Tier.REJOIN)
+
+
+@pytest.mark.parametrize(
+    ("spec", "seen", "earlier", "tier"),
+    [
+        (SPEC, a_gang("1110"), [], Tier.REJOIN),
+        (SPEC, a_gang("1110"), [BACK], Tier.REJOIN),
+        (SPEC, a_gang("1100"), [], Tier.RESTART_RANKS),
+        (SPEC, a_gang("1110"), [REJOINING], Tier.RESTART_RANKS),
+        (SPEC, a_gang("1110"), [BROKEN], Tier.REPLACE_WORKER),
+        (LATER, a_gang("1110"), [], Tier.RESTART_RANKS),
+        (MUCH_LATER, a_gang("1110"), [], Tier.REPLACE_WORKER),
+    ],
+    ids=["all others can", "after another", "one cannot", "it has just failed", "more has failed", "later", "last"],
+)
+def test_ranks_rejoin_if_all_but_the_culprit_can(
+    spec: Spec, seen: Observation, earlier: list[IncidentRecord], tier: Tier
+) -> None:
+    """Rejoining comes first where every other rank offers it, it has not just failed, and the spec allows it."""
+    assert tiers.choose(spec, seen, KILLED, earlier, 1000.0)[0] is tier
+    assert tiers.to_keep(spec, a_gang("1110"), KILLED) == (0, 1, 2)
+
+
+def test_nobody_rejoins_if_nobody_is_to_blame() -> None:
+    """Without a culprit all ranks are suspect: none is kept."""
+    assert tiers.to_keep(SPEC, a_gang(), HUNG) == ()
 
 
 @pytest.mark.parametrize("case", CASES)

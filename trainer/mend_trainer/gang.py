@@ -92,7 +92,8 @@ class Gang:
     def release(self, launch: Launch) -> dict[int, Rank]:
         """The ranks that may go on in `launch`, by number: they are not of this gang any more."""
         mine = self.launch
-        if (mine.world_size, mine.first_rank, mine.ranks) != (launch.world_size, launch.first_rank, launch.ranks):
+        expected = (launch.follows, launch.world_size, launch.first_rank, launch.ranks)
+        if (mine.attempt, mine.world_size, mine.first_rank, mine.ranks) != expected:
             return {}
         kept = {rank.rank: rank for rank in self.ranks if rank.rank in launch.keep and rank.can_rejoin}
         self.ranks = [rank for rank in self.ranks if rank.rank not in kept]

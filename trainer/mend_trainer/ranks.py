@@ -70,7 +70,7 @@ class Rank:
     @property
     def can_rejoin(self) -> bool:
         """Whether its process could go on in another attempt."""
-        return self.is_alive and self.progress().can_rejoin
+        return self.is_alive and self.rejoins_since is None and self.progress().can_rejoin
 
     def rejoin(self, order: Rejoin, now: float) -> bool:
         """Tell it to go on in another attempt, if it can be told; what it said of the one before is forgotten."""
@@ -112,7 +112,7 @@ class Rank:
             nonfinite=page.nonfinite,
             tokens=page.tokens,
             longest_gaps=page.longest_gaps,
-            can_rejoin=page.can_rejoin and self.is_alive,
+            can_rejoin=page.can_rejoin and ended is None,
             exit=ended,
             error=error,
         )
