@@ -20,6 +20,7 @@ from mend_trainer.config import ParallelConfig
 from mend_trainer.membership import Membership
 from mend_trainer.models.llama import build_model, layers_of
 from mend_trainer.models.sizes import ModelConfig
+from mend_trainer.prepared import put_ready, take_ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def spread_model(
 ) -> nn.Module:
     """The model as this gang trains it; the same seed gives the same weights for every strategy and world size."""
     sharded = parallel.strategy == "fsdp2" and place.world_size > 1
-    built = build_model(
+    ready = None if sharded else take_ready(_key(model, parallel, place.device, vocabulary_size, seed))
+    built: nn.Module = ready or build_model(
         model,
         vocabulary_size=vocabulary_size,
         seed=seed,
@@ -78,6 +80,24 @@ def spread_model(
         gradient_as_bucket_view=True,
         init_sync=False,  # the seed has made them equal, and ranks that rejoin take no part in the making of others
     )
+
+
+def warm_model(model: ModelConfig, parallel: ParallelConfig, *, vocabulary_size: int, seed: int) -> nn.Module | None:
+    """In a standby: the model that `spread_model` will be asked for. None where it has to wait for its place.
+
+    Shards depend on the rank, and a standby must not touch a GPU: its memory belongs to the ranks that train.
+    """
+    if parallel.strategy == "fsdp2" or torch.cuda.is_available():
+        return None
+    device = torch.device("cpu")
+    alone = Place(0, 1, device)
+    built = spread_model(model, parallel, alone, vocabulary_size=vocabulary_size, seed=seed)
+    put_ready(_key(model, parallel, device, vocabulary_size, seed), built)
+    return built
+
+
+def _key(model: ModelConfig, parallel: ParallelConfig, device: torch.device, vocabulary_size: int, seed: int) -> object:
+    return (model, parallel.checkpoint_activations, str(device), vocabulary_size, seed)
 
 
 def computing(parallel: ParallelConfig, place: Place) -> AbstractContextManager[Any]:

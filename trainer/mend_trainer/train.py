@@ -22,11 +22,12 @@ import xxhash
 from torch import nn
 
 from mend.protocol import ExitCode
+from mend_trainer.bundle import Bundle
 from mend_trainer.config import BadConfig, TrainConfig, read_config
 from mend_trainer.data.loader import Batch, Loader
 from mend_trainer.data.shards import PackedCorpus, pack
 from mend_trainer.optimization import make_optimizer, make_scheduler
-from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model
+from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model, warm_model
 from mend_trainer.rng import seed_generators
 from mend_trainer.session import Session
 
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> None:
             config.model,
             config.parallel,
             place,
-            vocabulary_size=-(-corpus.vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+            vocabulary_size=_padded(corpus.vocabulary_size),
             seed=config.seed,
         )
         optimizer = make_optimizer(model, config.optimizer)
@@ -78,6 +79,30 @@ def train(config: TrainConfig) -> None:
 
             session.run(train_step, config.steps)
             work.evaluate_if_due(session, config.steps)
+
+
+def mend_warm(arguments: Sequence[str]) -> None:
+    """In a process that waits to become a rank: builds its model, and does once what is slow at the first time.
+
+    The model's weights stay as they were made: it is the optimizer of a stand-in that steps.
+    """
+    options = _options(arguments)
+    config = read_config(options.config, options.settings)
+    model = warm_model(
+        config.model, config.parallel, vocabulary_size=_padded(_pack(config).vocabulary_size), seed=config.seed
+    )
+    if model is None:
+        return
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    logits = model(input_ids=tokens).logits
+    F.cross_entropy(logits.flatten(0, 1).float(), tokens.flatten()).backward()  # type: ignore[no-untyped-call]
+    model.zero_grad(set_to_none=True)
+    stand_in = nn.Linear(2, 2)
+    optimizer = make_optimizer(stand_in, config.optimizer)
+    stand_in(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    bundle = Bundle(rank=0, model=stand_in, optimizer=optimizer)
+    bundle.put(bundle.take())
 
 
 def pieces_per_step(config: TrainConfig, world_size: int) -> int:
@@ -201,6 +226,10 @@ def _pack(config: TrainConfig) -> PackedCorpus:
     return pack(data.text, folder, vocabulary=data.vocabulary, vocabulary_size=size)
 
 
+def _padded(vocabulary_size: int) -> int:
+    return -(-vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
 def _announce(config: TrainConfig, place: Place, model: nn.Module, corpus: PackedCorpus) -> None:
     if place.rank == 0:
         _log.info(
@@ -226,14 +255,7 @@ def _digest(config: TrainConfig) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `mend-train`."""
-    parser = argparse.ArgumentParser(prog="mend-train", description="Train a language model on text.")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML; without it a tiny model trains on Python's sources"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings", help="e.g. steps=100"
-    )
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells of every client where its keys came from
     try:
@@ -241,6 +263,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BadConfig as error:
         print(f"mend-train: {error}", file=sys.stderr)
         sys.exit(ExitCode.BAD_CONFIG)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mend-train", description="Train a language model on text.")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML; without it a tiny model trains on Python's sources"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings", help="e.g. steps=100"
+    )
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

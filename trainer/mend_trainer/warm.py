@@ -6,6 +6,7 @@ way of a child that exits at once: the agent, which adopts orphans, thereby beco
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -13,7 +14,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -178,7 +179,7 @@ def _give_birth(nursery: Nursery, channel: socket.socket) -> Callable[[], int] |
     _await_adoption(nursery.agent_pid)
     match decode_birth(message).role:
         case "standby":
-            return lambda: _stand_by(own)
+            return lambda: _stand_by(nursery, own)
         case "keeper":
             return lambda: _keep(nursery.host, own)
 
@@ -205,14 +206,43 @@ def _await_adoption(agent: int) -> None:
     os.setsid()  # a process group of its own, to be killed with all that it starts
 
 
-def _stand_by(channel: socket.socket) -> int:
+def _stand_by(nursery: Nursery, channel: socket.socket) -> int:
     name_process("mend-standby")
+    _warm_up(nursery)
     _say(channel, Hello(pid=os.getpid()))
     message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 3)
     channel.close()
     if not message:
         os._exit(0)  # not needed any more
     return become_rank(decode_post(message), *descriptors)
+
+
+def _warm_up(nursery: Nursery) -> None:
+    """Let a preloaded module make ready what is slow at the first time, out of the way of ranks that train."""
+    names = (*preloads_of(nursery.command), *nursery.preload)
+    hook = next((found for name in names if (found := getattr(sys.modules.get(name), "mend_warm", None))), None)
+    if hook is None or isinstance(nursery.command, Program):
+        return
+    from mend_trainer.rng import rng_state, set_rng_state
+
+    generators = {name: state.clone() for name, state in rng_state().items()}
+    with _idly():
+        try:
+            hook(nursery.command.arguments)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - may raise anything; ranks will show it in full
+            print(f"warming up failed, as it may in ranks: {type(error).__name__}: {error}", file=sys.stderr)
+    set_rng_state(generators)
+
+
+@contextlib.contextmanager
+def _idly() -> Iterator[None]:
+    """At idle priority, if this process could come back from there."""
+    may = _may_idle()
+    if may:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    yield
+    if may:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _say(channel: socket.socket, hello: Hello) -> None:
