@@ -193,6 +193,7 @@ class Session(Generic[B]):
                 attempt=launch.attempt,
                 report=self._report,
                 config_digest=self._config_digest,
+                store=self._checkpointer.store if self._checkpointer is not None else None,
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:

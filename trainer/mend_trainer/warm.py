@@ -21,6 +21,7 @@ from typing import Final, Literal
 import msgspec
 
 from mend.protocol import ExitCode, Message
+from mend.store.s3 import descriptions
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.rank import become_rank, decode_post, leave, set_import_path
@@ -219,6 +220,7 @@ def _stand_by(nursery: Nursery, channel: socket.socket) -> int:
 
 def _warm_up(nursery: Nursery) -> None:
     """Let a preloaded module make ready what is slow at the first time, out of the way of ranks that train."""
+    descriptions()
     names = (*preloads_of(nursery.command), *nursery.preload)
     hook = next((found for name in names if (found := getattr(sys.modules.get(name), "mend_warm", None))), None)
     if hook is None or isinstance(nursery.command, Program):

@@ -68,7 +68,7 @@ class Checkpointer:
         self._attempt = attempt
         self._report = report
         self._config_digest = config_digest
-        self._store = store or open_store(plan.uri, plan.endpoint)
+        self.store = store or open_store(plan.uri, plan.endpoint)
         # Two groups, since the main thread and the saving thread may both be in a collective.
         self.agreeing = make_gang(process_group, "mend:agree", timeout_seconds)
         self._saving = make_gang(process_group, SAVE_GROUP, timeout_seconds)
@@ -143,7 +143,7 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        restored = restore(self.agreeing, self._store, candidates, state, self._report)
+        restored = restore(self.agreeing, self.store, candidates, state, self._report)
         self.lineage = restored.lineage
         return restored
 
@@ -180,7 +180,7 @@ class Checkpointer:
     def _finish(self, begun: Begun, began: float) -> None:
         self._last_failed = True
         try:
-            stored_bytes = finish(self._saving, self._store, begun)
+            stored_bytes = finish(self._saving, self.store, begun)
             self._committed_step = begun.origin.step
             self._last_failed = False
             self._tell(self._committed(begun, began, stored_bytes))
@@ -194,7 +194,7 @@ class Checkpointer:
             self._idle.set()
 
     def _committed(self, begun: Begun, began: float, stored_bytes: int) -> Committed:
-        uri = f"{self._store.uri}/{begun.folder}"
+        uri = f"{self.store.uri}/{begun.folder}"
         return Committed(
             checkpoint=CheckpointRef(uri=uri, step=begun.origin.step, attempt=self._attempt),
             stall_seconds=self._stall_seconds,
