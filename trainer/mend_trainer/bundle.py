@@ -84,6 +84,11 @@ class Bundle:
         optimizers = list(self.optimizer) if isinstance(self.optimizer, Sequence) else [self.optimizer]
         set_model_state_dict(self.model, tensors["model"])
         set_optimizer_state_dict(self.model, optimizers, join(values["optimizer"], tensors["optimizer"]), options=_FLAT)
+        self.put_parts(snapshot)
+
+    def put_parts(self, snapshot: Snapshot) -> None:
+        """As `put`, where model and optimizer are already what they should be."""
+        tensors, values = snapshot.tensors, snapshot.values
         for name, part in self.parts.items():
             part.load_state_dict(join(values[name], tensors.get(name, {})))
         set_rng_state(tensors["ranks"][str(self.rank)]["rng"])

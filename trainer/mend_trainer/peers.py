@@ -64,16 +64,20 @@ def agree(gang: Gang, mine: Standing, at_least: int) -> Source | None:
     return choose_source([msgspec.json.decode(each, type=Standing) for each in said], at_least)
 
 
-def hand_on(gang: Gang, source: Source, tensors: Mapping[str, Any], mine: Handed | None) -> Handed:
+def hand_on(gang: Gang, source: Source, tensors: Mapping[str, Any], mine: Handed | None, *, has_it: bool) -> Handed:
     """Fill `tensors` in place with the source's, all but what belongs to one rank alone; a collective.
 
-    `mine` is what the source has to say; the others give None.
+    `mine` is what the source has to say; the others give None. A rank that `has_it` already keeps its own.
     """
     raw = gang.hear(msgspec.json.encode(mine) if mine is not None else b"", source.rank)
-    for path, leaf in sorted(leaves(tensors), key=lambda each: each[0]):
-        if path[0] != PER_RANK:
-            gang.send_from(source.rank, leaf)
+    shared = sorted(((path, leaf) for path, leaf in leaves(tensors) if path[0] != PER_RANK), key=_type_and_path)
+    gang.send_from(source.rank, [leaf for _, leaf in shared], keep=has_it)
     return msgspec.json.decode(raw, type=Handed)
+
+
+def _type_and_path(each: tuple[tuple[str, ...], torch.Tensor]) -> tuple[str, tuple[str, ...]]:
+    path, leaf = each
+    return str(leaf.dtype), path
 
 
 def footing_of(footings: Sequence[Footing], step: int) -> Footing:

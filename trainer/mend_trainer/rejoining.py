@@ -137,9 +137,14 @@ class Rejoining:
                 values={**kept.values, "optimizer": here.values["optimizer"]},
                 lineage=(*ancestors, Ancestor(attempt=attempt, step=source.step, uid=launch.run_uid)),
             )
-        handed = hand_on(gang, source, here.tensors, mine)
+        has_it = is_clean and step == source.step
+        handed = hand_on(gang, source, here.tensors, mine, has_it=has_it)
         own = {PER_RANK: {str(self._bundle.rank): {"rng": rng_state_of(kept.generators)}}}
-        self._bundle.put(Snapshot(tensors={**here.tensors, **own}, values=handed.values))
+        snapshot = Snapshot(tensors={**here.tensors, **own}, values=handed.values)
+        if has_it:
+            self._bundle.put_parts(snapshot)
+        else:
+            self._bundle.put(snapshot)
         return TakenUp(attempt=handed.attempt, step=source.step, tokens=handed.tokens, lineage=handed.lineage)
 
     def _footings(self) -> tuple[Footing, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
+
+_AT_ONCE_BYTES: Final = 64 << 20
 
 
 class Gang:
@@ -46,14 +49,15 @@ class Gang:
         dist.broadcast(torch.frombuffer(said, dtype=torch.uint8), group=self._group, group_src=speaker)
         return bytes(said[: int(length)])
 
-    def send_from(self, sender: int, tensor: torch.Tensor) -> None:
-        """That rank's tensor into everybody's, in place."""
-        if self._group is None:
-            return
-        whole = tensor.detach().contiguous()
-        dist.broadcast(whole, group=self._group, group_src=sender)
-        if whole.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(whole)
+    def send_from(self, sender: int, tensors: Sequence[torch.Tensor], *, keep: bool = False) -> None:
+        """That rank's tensors into everybody's, in place, some at a time; who keeps its own only helps to pass on."""
+        for some in _bundles(tensors) if self._group is not None else ():
+            flat = torch.cat([each.detach().reshape(-1) for each in some])
+            dist.broadcast(flat, group=self._group, group_src=sender)
+            if keep or self.rank == sender:
+                continue
+            for each, part in zip(some, torch.split(flat, [each.numel() for each in some]), strict=True):
+                each.detach().copy_(part.view(each.shape))
 
     def maximum(self, numbers: Sequence[int]) -> list[int]:
         """The largest of all ranks' numbers, place by place."""
@@ -62,6 +66,19 @@ class Gang:
         largest = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
         return [int(number) for number in largest]
+
+
+def _bundles(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Runs of tensors of one type and device that together are no larger than what is sent at once."""
+    some: list[torch.Tensor] = []
+    for each in tensors:
+        fits = sum(other.nbytes for other in some) + each.nbytes <= _AT_ONCE_BYTES
+        if some and not (fits and (each.dtype, each.device) == (some[0].dtype, some[0].device)):
+            yield some
+            some = []
+        some.append(each)
+    if some:
+        yield some
 
 
 def make_gang(process_group: dist.ProcessGroup | None, description: str, timeout_seconds: float) -> Gang:
