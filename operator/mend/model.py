@@ -92,6 +92,7 @@ class Incident(Fact, frozen=True, kw_only=True):
     summary: str  # the evidence in one line
     fatal: bool = False  # trying again cannot help
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
+    patience_seconds: float = 0.0  # how much longer the gang may yet go on by itself: nobody is killed before
     fingerprint: str = ""  # equal for the same user error at the same step
 
 
@@ -278,11 +279,17 @@ class StoreView(Fact, frozen=True, kw_only=True):
     refused: bool = False  # the prefix belongs to another run: never start
 
 
-class StepTimes(Fact, frozen=True, kw_only=True):
+class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
     """What is learnt about this attempt's steps: a bounded sample of their lengths in seconds, newest last."""
 
     seconds: tuple[float, ...] = ()
+    peak: float = 1.0  # the longest step in medians of its time; it fades over thousands of steps
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
+
+    @cached_property
+    def ordered(self) -> tuple[float, ...]:
+        """The sample, shortest first."""
+        return tuple(sorted(self.seconds))
 
 
 class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once

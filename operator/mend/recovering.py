@@ -48,6 +48,9 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
         unheard = left < -PUNCTUAL_SECONDS and not valid_evidence(seen)  # who asked has died with the answers
         if unheard and now - record.detected_at < INQUIRY_SECONDS:
             return _inquire(seen, replace(record, gather_until=now + GATHER_SECONDS))
+    if incident.patience_seconds > 0:
+        wait = min(incident.patience_seconds, spec.health.heartbeat_seconds)
+        return Decision(status=seen.status, reason="hung, but it may yet go on by itself", wake_after=wait)
     return _recover(spec, seen, incident, record, now)
 
 
