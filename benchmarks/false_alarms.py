@@ -32,7 +32,7 @@ from mend.spec import Limits, parse_spec
 from mend.watchdog import bounds_for
 
 RANK_HOURS: Final = 1_250_000.0  # over all kinds of streams together
-QUICK_RANK_HOURS: Final = 80_000.0
+QUICK_RANK_HOURS: Final = 150_000.0
 RANKS: Final = (8, 1024)
 STEP_SECONDS: Final = (0.5, 10.0)
 ATTEMPT_HOURS: Final = 4.0  # median; what was learnt is dropped at its end

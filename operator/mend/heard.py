@@ -71,7 +71,7 @@ class StepSamples:
         self._longest_gaps: dict[Phase, float] = dict(earlier._longest_gaps) if earlier is not None else {}
         self._seconds: deque[float] = deque(maxlen=SAMPLES)
         self._ordered: list[float] = []
-        self._peak = 1.0
+        self._peaks = (1.0, 1.0)
         self._times: StepTimes | None = None  # what was told last, while nothing is new
 
     def add(self, heartbeat: Heartbeat) -> None:
@@ -98,14 +98,21 @@ class StepSamples:
             del ordered[bisect_left(ordered, newest[0])]
         newest.append(seconds)
         insort(ordered, seconds)
-        ratio = seconds / ordered[(len(ordered) - 1) // 2]
-        self._peak = max(ratio, 1.0 + (self._peak - 1.0) * PEAK_KEPT)
+        self._peaks = _with_peak(self._peaks, seconds / ordered[(len(ordered) - 1) // 2])
         self._times = None
 
     def times(self) -> StepTimes:
         """What was learnt so far, newest last."""
         if self._times is None:
             self._times = StepTimes(
-                seconds=tuple(self._seconds), peak=self._peak, longest_gaps=dict(self._longest_gaps)
+                seconds=tuple(self._seconds), peaks=self._peaks, longest_gaps=dict(self._longest_gaps)
             )
         return self._times
+
+
+def _with_peak(peaks: tuple[float, float], ratio: float) -> tuple[float, float]:
+    """The two largest ratios, after both have faded a little."""
+    first, second = (1.0 + (peak - 1.0) * PEAK_KEPT for peak in peaks)
+    if ratio > first:
+        return ratio, first
+    return first, max(second, ratio)

@@ -283,7 +283,7 @@ class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for w
     """What is learnt about this attempt's steps: a bounded sample of their lengths in seconds, newest last."""
 
     seconds: tuple[float, ...] = ()
-    peak: float = 1.0  # the longest step in medians of its time; it fades over thousands of steps
+    peaks: tuple[float, float] = (1.0, 1.0)  # the two longest, in medians of their time; they fade over thousands of steps
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
 
     @cached_property

@@ -18,10 +18,10 @@ from mend.spec import Limits
 
 ENOUGH_SAMPLES = 8
 EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the longest gap in a phase
-HIGH_SHARE = 0.9
-HIGH_SIGMAS = 1.2816  # how many sigmas the 0.9 quantile lies above the median, were the steps normal
+HIGH_SHARE = 0.75
+HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
 
-STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 6.0, 1.2
+STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 4.5, 1.15
 STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
 
 
@@ -35,8 +35,9 @@ class Bounds(NamedTuple):
 def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
     """The bounds of a step, learnt from this attempt's steps; None before there are any.
 
-    Robust against the long tails of step times: the median, the spread between it and the 0.9 quantile (design section
-    5 asks for online quantiles), and the peak, which knows of steps that are rare and long by design.
+    Robust against the long tails of step times: the median, the spread between it and the upper quartile (design
+    section 5 asks for online quantiles), and the two peaks: steps that are rare and long by design have left the sample
+    when the next one comes. For the limit, which may be wrong at no cost, what happened once was chance.
     """
     ordered = times.ordered
     if not ordered:
@@ -46,8 +47,8 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
         return _bounded(limit, limit + limits.pause_seconds, limits)
     middle = ordered[len(ordered) // 2]
     sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
-    peak = max(times.peak * middle, ordered[-1])
-    limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * peak)
+    peak, habit = (each * middle for each in times.peaks)
+    limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
     patience = max(STEPS_OF_PATIENCE * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
     return _bounded(limit, max(patience, limit + limits.pause_seconds), limits)
 
