@@ -89,7 +89,7 @@ class Health(_Facts, frozen=True, kw_only=True):
     heartbeat_seconds: float
     lost_after_seconds: float
     limits: Limits
-    slow_factor: float = 1.3  # a rank that works so many times as long as the gang's median is a straggler
+    slow_percent: int = 130  # a rank that works so much of the gang's median on each step is a straggler
 
 
 class Budgets(_Facts, frozen=True, kw_only=True):
@@ -286,6 +286,7 @@ def _health(fields: Fields) -> Health:
     health = Health(
         heartbeat_seconds=fields.seconds("heartbeatInterval", "300ms"),
         lost_after_seconds=fields.seconds("lostAfter", "30s"),
+        slow_percent=fields.integer("slowPercent", default=130, at_least=110),
         limits=Limits(
             start_seconds=limits.seconds("start", "15m"),
             first_step_seconds=limits.seconds("firstStep", "15m"),

@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple, assert_never
 
-from mend.model import StepTimes
+from msgspec.structs import replace
+
+from mend.model import LimitInForce, StepTimes
 from mend.protocol import Phase, RankReport
 from mend.spec import Limits
 
@@ -21,8 +23,8 @@ EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the 
 HIGH_SHARE = 0.75
 HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
 
-STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 4.5, 1.15
-STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
+STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 3.5, 1.12
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 8.0, 15.0, 3.0
 
 
 class Bounds(NamedTuple):
@@ -45,7 +47,7 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
     if len(ordered) < ENOUGH_SAMPLES:
         limit = EARLY_STEPS_ALLOWED * ordered[-1]
         return _bounded(limit, limit + limits.pause_seconds, limits)
-    middle = ordered[len(ordered) // 2]
+    middle = times.median
     sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
     peak, habit = (each * middle for each in times.peaks)
     limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
@@ -111,3 +113,27 @@ def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits) 
         limit = max(limit, bounds.limit - rank.progress_seconds)
         patience = max(patience, bounds.patience - rank.progress_seconds)
     return None if limit == -math.inf else Bounds(limit, patience)
+
+
+def in_force(times: StepTimes, limits: Limits) -> tuple[LimitInForce, ...]:
+    """The bounds that hold for a rank that has made its first step, with what they come from."""
+    trained = RankReport(rank=0, pid=0, steps_done=1)
+    found = [_shown(replace(trained, phase=Phase.STEP), times, limits, len(times.seconds), times.median)]
+    found += [
+        _shown(replace(trained, phase=phase), times, limits, int(phase in times.longest_gaps))
+        for phase in (Phase.SAVING, Phase.EVALUATING)
+    ]
+    return tuple(found)
+
+
+def _shown(rank: RankReport, times: StepTimes, limits: Limits, samples: int, median: float = 0.0) -> LimitInForce:
+    bounds = bounds_for(rank, times, limits)
+    longest = times.peaks[0] * median if median else times.longest_gaps.get(rank.phase)
+    return LimitInForce(
+        phase=rank.phase,
+        limit_seconds=round(bounds.limit, 3),
+        patience_seconds=round(bounds.patience, 3),
+        samples=samples,
+        median_seconds=round(median, 4) if median else None,
+        longest_seconds=round(longest, 4) if longest else None,
+    )

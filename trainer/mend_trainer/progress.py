@@ -46,6 +46,8 @@ class _Word(IntEnum):
     LOSS_STATE = 9  # 0: none yet, 1: finite, 2: NaN or infinite
     COMMITTED_STEP = 10  # last step whose save this rank knows to be committed
     SAVE_REQUESTED = 11  # the only word that the agent writes: grows with every wish for a save
+    STEPPED_NS = 12  # length of all steps of this process
+    WAITED_NS = 13  # of that spent waiting for other ranks; 0: not measured
     LONGEST_GAPS_NS = 16  # and the seven after it: the longest time between two marks in each phase
     CAN_REJOIN = 24  # 1 while the process could go on in another attempt
 
@@ -82,6 +84,8 @@ class PageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     committed_step: int
     save_requested: int
+    stepped_seconds: float  # length of all steps of this process
+    waited_seconds: float  # of that for other ranks; 0: not measured
     can_rejoin: bool
     longest_gaps: dict[Phase, float]  # seconds between two marks, for each phase that was seen
 
@@ -140,9 +144,10 @@ def create_page(path: Path) -> None:
 class ProgressPage:
     """The writer's side, in the rank. Not for use by several threads at once."""
 
-    __slots__ = ("_doubles", "_mapping", "_words")
+    __slots__ = ("_doubles", "_mapping", "_waited_ns", "_words")
 
     def __init__(self, mapping: _Mapping) -> None:
+        self._waited_ns = 0  # in the step that is not completed yet
         self._mapping = mapping
         self._words = mapping.words
         self._doubles = mapping.doubles
@@ -185,9 +190,16 @@ class ProgressPage:
             words[_Word.LOSS_STATE] = _LossState.FINITE if math.isfinite(loss) else _LossState.NONFINITE
         self._doubles[_Word.STEP_SECONDS] = seconds
         words[_Word.TOKENS] = tokens
+        words[_Word.STEPPED_NS] += int(seconds * 1e9)
+        words[_Word.WAITED_NS] += self._waited_ns
+        self._waited_ns = 0
         words[_Word.STEPS_DONE] += 1
         self._mark(_now_ns())
         words[_Word.STEP] = step
+
+    def waited(self, nanoseconds: int) -> None:
+        """So much of the present step was spent waiting for other ranks; told with the step."""
+        self._waited_ns += nanoseconds
 
     def _mark(self, now: int) -> None:
         words = self._words
@@ -260,6 +272,8 @@ class PageReader:
             tokens=words[_Word.TOKENS],
             committed_step=words[_Word.COMMITTED_STEP],
             save_requested=words[_Word.SAVE_REQUESTED],
+            stepped_seconds=words[_Word.STEPPED_NS] / 1e9,
+            waited_seconds=words[_Word.WAITED_NS] / 1e9,
             can_rejoin=bool(words[_Word.CAN_REJOIN]),
             longest_gaps={
                 phase: gap / 1e9 for code, phase in enumerate(_PHASES) if (gap := words[_LONGEST_GAPS_NS + code]) > 0
