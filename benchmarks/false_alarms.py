@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -49,7 +48,7 @@ Draw = Callable[[np.random.Generator, "Gang", int], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """One attempt of one gang: `seconds` is the usual length of its steps, `taste` in 0..1 what varies from gang to gang."""
+    """One attempt: `seconds` is the usual length of its steps, `taste` in 0..1 what varies from gang to gang."""
 
     ranks: int
     seconds: float
@@ -104,9 +103,7 @@ def everything(rng: np.random.Generator, gang: Gang, steps: int) -> Floats:
     return gang.seconds * rng.lognormal(0.0, 0.1, steps) + np.maximum(excess, 0.0)
 
 
-def pauses(
-    rng: np.random.Generator, gang: Gang, steps: int, chance: float, lengths: Callable[[int], Floats]
-) -> Floats:
+def pauses(rng: np.random.Generator, gang: Gang, steps: int, chance: float, lengths: Callable[[int], Floats]) -> Floats:
     """What is added to the gang's steps when each rank may pause: the longest of the pauses in each step."""
     counts = rng.binomial(gang.ranks, chance, steps)
     added = np.zeros(steps)
@@ -170,9 +167,7 @@ def simulate(draw: Draw, rank_hours: float, rng: np.random.Generator, limits: Li
         yield tally
 
 
-def _attempt(
-    draw: Draw, gang: Gang, seconds: float, rng: np.random.Generator, limits: Limits, tally: Tally
-) -> None:
+def _attempt(draw: Draw, gang: Gang, seconds: float, rng: np.random.Generator, limits: Limits, tally: Tally) -> None:
     """One attempt, in blocks: first the hangs are placed, then the steps go by."""
     watched = Watched(limits)
     watched.learn(float(draw(rng, gang, 1)[0]))
@@ -274,7 +269,9 @@ def main() -> int:
 
 
 def _show(found: list[Tally], seconds: float) -> None:
-    table = Table(title=f"Simulated streams, {seconds:.0f} s", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=f"Simulated streams, {seconds:.0f} s", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for heading in (
         "stream", "rank-hours", "gang-hours", "steps", "false alarms", "pauses", "per 1000 h", "hangs",
         "steps p50", "p99", "seconds p50", "p99", "late",

@@ -59,9 +59,9 @@ def _rank_has_news(old: RankReport, new: RankReport) -> bool:
 class StepSamples:
     """Lengths of the newest steps of one attempt, one for each step of the gang, whichever rank tells it first.
 
-    The first step of a process is left out: it compiles, allocates and warms caches. Beside the newest, the peak is kept:
-    a step that is long by design, say every thousandth, has left the sample when the next one comes. The longest gaps
-    between marks in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to
+    The first step of a process is left out: it compiles, allocates and warms caches. Beside the newest, two peaks are
+    kept: a step that is long by design, say every thousandth, has left the sample when the next one comes. The longest
+    gaps between marks in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to
     attempt.
     """
 

@@ -306,7 +306,10 @@ class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for w
     """What is learnt about this attempt's steps: a bounded sample of their lengths in seconds, newest last."""
 
     seconds: tuple[float, ...] = ()
-    peaks: tuple[float, float] = (1.0, 1.0)  # the two longest, in medians of their time; they fade over thousands of steps
+    peaks: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # the two longest, in medians of their time; they fade over thousands of steps
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
 
     @property

@@ -1,8 +1,8 @@
 """Pure: which ranks are slow, and by how much: the one that the others wait for is the one that waits least.
 
-In a gang that steps together all ranks have equal step times; what tells them apart is the part of a step in which a rank
-works itself, that is, the step without its wait for others. Compared over rounds of several steps, since one step of
-one rank may be long for any reason. A straggler is reported and never killed for it.
+In a gang that steps together all ranks have equal step times; what tells them apart is the part of a step in which a
+rank works itself, that is, the step without its wait for others. Compared over rounds of several steps, since one step
+of one rank may be long for any reason. A straggler is reported and never killed for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAST_WORK_SECONDS: Final = 0.001  # shorter work is all noise
 
 
 class Paces:
-    """How long each rank of one attempt works on a step, round by round, as the heartbeats tell. Memory: a few rounds."""
+    """How long each rank of one attempt works on a step, in its newest rounds, as the heartbeats tell."""
 
     def __init__(self, attempt: int = 0) -> None:
         self.attempt = attempt
@@ -56,9 +56,7 @@ def _worked(rank: RankReport) -> float:
     return rank.stepped_seconds - rank.waited_seconds
 
 
-def stragglers(
-    paces: tuple[Pace, ...], slow: float, known: tuple[Straggler, ...], now: float
-) -> tuple[Straggler, ...]:
+def stragglers(paces: tuple[Pace, ...], slow: float, known: tuple[Straggler, ...], now: float) -> tuple[Straggler, ...]:
     """The ranks that took `slow` times as long as the median of the others, or longer, in each of their newest rounds.
 
     One that is known stays one until it has come half the way back, so that a rank at the edge does not come and go.

@@ -100,7 +100,7 @@ def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits) 
     """Seconds until the gang counts as hung, and until patience with it runs out; zero or less: it is so now.
 
     The whole gang must be overdue, each rank by the bounds of its own phase: one rank that saves or evaluates explains
-    why the others wait. None without living ranks. Most ranks are in one of few phases, so each phase is looked up once.
+    why the others wait. None without living ranks. Ranks are in few phases at a time, so each is looked up once.
     """
     known: dict[tuple[Phase, bool], Bounds] = {}
     limit = patience = -math.inf

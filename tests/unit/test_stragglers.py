@@ -29,9 +29,7 @@ A_SLOW_ONE = Straggler(rank=1, worker=0, factor=1.5, work_seconds=0.3, began_at=
 
 def a_beat(steps: int, waited: float, *, attempt: int = 1, pid: int = 7) -> Heartbeat:
     """A rank whose steps take half a second each, of which it waited so much in each."""
-    rank = RankReport(
-        rank=3, pid=pid, steps_done=steps, stepped_seconds=0.5 * steps, waited_seconds=waited * steps
-    )
+    rank = RankReport(rank=3, pid=pid, steps_done=steps, stepped_seconds=0.5 * steps, waited_seconds=waited * steps)
     return Heartbeat(attempt=attempt, worker=1, agent_id="a", state=AgentState.RUNNING, sequence=steps, ranks=(rank,))
 
 

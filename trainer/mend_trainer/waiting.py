@@ -4,8 +4,8 @@ In between lies what ranks do together, the sum of the gradients; so whoever wai
 Two hooks that look at nothing: one on the parameter whose gradient comes last, found in the first backward pass, one
 before the optimizer's step. They touch neither graph nor gradients, so no bit of the training depends on them.
 
-Nothing is measured where gradients are reduced behind autograd's back (FSDP2: the first hook never fires), nor on a GPU,
-where the host runs ahead of the device and its clock says nothing about who waits.
+Nothing is measured where gradients are reduced behind autograd's back (FSDP2: the first hook never fires), nor on a
+GPU, where the host runs ahead of the device and its clock says nothing about who waits.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def watch_waiting(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     waited: Callable[[int], None],
 ) -> None:
-    """Calls `waited` with the nanoseconds that each step's wait for other ranks took, for as long as the model lives."""
+    """Calls `waited` with the nanoseconds that each step's wait for other ranks took, as long as the model lives."""
     parameters = [each for each in model.parameters() if each.requires_grad]
     if not parameters or parameters[0].device.type != "cpu":
         return
