@@ -1,4 +1,4 @@
-"""What watching costs: a mark in the rank, a heartbeat of 8 ranks in the agent, and the same in the controller.
+"""What watching costs: a mark and the hooks in the rank, a heartbeat of 8 ranks in the agent and in the controller.
 
     python benchmarks/heartbeat.py [--quick] [--json FILE]
 
@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import torch
 from figures import Row, arguments, publish, row
+from torch import nn
 
 from mend.heard import StepSamples, is_news, is_stale
 from mend.protocol import AgentState, Heartbeat, Phase, decode_stream, encode
@@ -25,6 +27,7 @@ from mend.stragglers import Paces
 from mend.watchdog import until_bounds
 from mend_trainer.progress import ProgressPage
 from mend_trainer.ranks import Rank
+from mend_trainer.waiting import watch_waiting
 
 RANKS: Final = 8
 HEARTBEAT_SECONDS: Final = 0.3
@@ -53,12 +56,14 @@ def measure(options: Namespace) -> list[Row]:
         pages = [ProgressPage.open(each.page_path) for each in ranks]
         told, lines = _agent(ranks, pages, rounds)
         marks = _marks(pages[0], rounds)
-        for each in (*pages, *ranks):
-            each.close()
+        for page, rank in zip(pages, ranks, strict=True):
+            page.close()
+            rank.close()
     heard = _controller(lines)
     share = [100 * WORKERS_OF_1024 * each * 1e-6 / HEARTBEAT_SECONDS for each in heard]
     return [
         row("a mark of progress in the rank", marks, 1000.0, unit="ns"),
+        row("measuring the wait for others, each step", _hooks(rounds // 20), 10.0, unit="us"),
         row(f"a heartbeat of {RANKS} ranks, in the agent", told, 50.0, unit="us"),
         row(f"the same in the controller ({len(lines[0])} bytes)", heard, 50.0, unit="us"),
         row(f"the controller's core for 1024 ranks, every {HEARTBEAT_SECONDS:g} s", share, 2.5, unit="%"),
@@ -68,6 +73,36 @@ def measure(options: Namespace) -> list[Row]:
 def _marks(page: ProgressPage, rounds: int) -> list[float]:
     """Nanoseconds of one `enter`, the dearer kind of mark, by hundreds."""
     return [_timed(lambda: page.enter(Phase.STEP), 100) * 1e9 for _ in range(rounds // 10)]
+
+
+def _hooks(rounds: int) -> list[float]:
+    """Microseconds by which the two hooks make a step longer: the shortest of 50 with them less the shortest without.
+
+    The shortest, since a step of 300 us is easily interrupted, and hooks do not make interruptions.
+    """
+    bare, watched = _a_step(), _a_step(lambda nanoseconds: None)
+
+    def shortest(step: Callable[[], None]) -> float:
+        return min(_timed(step, 1) for _ in range(50))
+
+    return [(shortest(watched) - shortest(bare)) * 1e6 for _ in range(rounds)]
+
+
+def _a_step(waited: Callable[[int], None] | None = None) -> Callable[[], None]:
+    """The step of a model of 12 parameters."""
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(6)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    inputs = torch.ones(2, 16)
+    if waited is not None:
+        watch_waiting(model, optimizer, waited)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(inputs).sum().backward()
+        optimizer.step()
+
+    step()
+    return step
 
 
 def _timed(call: Callable[[], object], times: int) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from false_alarms import STREAMS, Draw, Tally, default_limits, phases, simulate
 
 RANK_HOURS = 1_500.0
