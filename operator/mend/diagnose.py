@@ -166,8 +166,9 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     if any(seen.heartbeat_of(worker) is None for worker in present) or suspects(spec, seen):
         return None  # some ranks are not known, or only by old news: this is for `gone` to judge
     # The ages as they were heard, not carried on to now: a rank may have marked since its agent's last heartbeat.
-    heard = (rank for worker in present if (beat := seen.heartbeat_of(worker)) for rank in beat.ranks)
-    left = until_bounds((rank for rank in heard if not rank_has_finished(rank)), seen.step_times, limits_now(spec, seen))
+    beats = filter(None, map(seen.heartbeat_of, present))
+    heard = (rank for beat in beats for rank in beat.ranks if not rank_has_finished(rank))
+    left = until_bounds(heard, seen.step_times, limits_now(spec, seen))
     if left is None or left.limit > 0:
         return None
     ranks = tuple(rank for rank in seen.ranks if not rank_has_finished(rank))
