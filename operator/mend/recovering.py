@@ -74,7 +74,10 @@ def _went_on(seen: Observation, record: IncidentRecord, now: float) -> Decision:
     summary = f"{record.summary}; went on by itself"
     done = replace(record, gather_until=None, recovered_at=now, steps_lost=0, summary=summary)
     event = EmitEvent(type="Normal", reason="WentOn", message=f"attempt {record.attempt} went on by itself")
-    return Decision(status=recorded(seen.status, done), actions=(event,), reason="progress was resumed", wake_after=0.0)
+    # Of pauses only the newest is kept: they cost nothing, and must not push out what did.
+    earlier = tuple(each for each in seen.status.incidents if each.is_open or each.tier is not None)
+    status = recorded(replace(seen.status, incidents=earlier), done)
+    return Decision(status=status, actions=(event,), reason="progress was resumed", wake_after=0.0)
 
 
 def _recover(spec: Spec, seen: Observation, incident: Incident, record: IncidentRecord, now: float) -> Decision:

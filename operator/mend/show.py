@@ -145,7 +145,9 @@ def _checkpoint(status: RunStatus, now: float) -> str:
 
 
 def _last_incident(status: RunStatus) -> str:
-    return status.incidents[-1].summary if status.incidents else ""
+    """What last had to be done something about; a pause that ended by itself is told by `describe` only."""
+    told = (each.summary for each in reversed(status.incidents) if each.is_open or each.tier is not None)
+    return next(told, "")
 
 
 def _named(ref: CheckpointRef) -> str:
