@@ -7,6 +7,9 @@ as heartbeats would bring them. A *pause* is a step beyond its limit that went o
 was asked for, nothing else. A *false alarm* is a step beyond its patience: healthy ranks would have been killed. Hangs
 are put into the same streams at random times; their delay is counted from the fault to the heartbeat that shows the
 gang beyond its limit, in steps of the gang's median at that time.
+
+The constants in watchdog.py were chosen by looking at the streams of seed 1; what is published is of another seed,
+which they have not seen.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from mend.protocol import Phase, RankReport
 from mend.spec import Limits, parse_spec
 from mend.watchdog import bounds_for
 
+SEED: Final = 2
 RANK_HOURS: Final = 1_250_000.0  # over all kinds of streams together
 QUICK_RANK_HOURS: Final = 150_000.0
 RANKS: Final = (8, 1024)
@@ -246,7 +250,7 @@ def default_limits() -> Limits:
     return parse_spec(spec).health.limits
 
 
-def tallies(rank_hours: float, seed: int = 1) -> Iterator[Tally]:
+def tallies(rank_hours: float, seed: int = SEED) -> Iterator[Tally]:
     """All kinds of streams, so many hours of ranks together; each tally again and again while it grows."""
     limits = default_limits()
     for number, draw in enumerate(STREAMS):

@@ -63,7 +63,7 @@ def measure(options: Namespace) -> list[Row]:
     share = [100 * WORKERS_OF_1024 * each * 1e-6 / HEARTBEAT_SECONDS for each in heard]
     return [
         row("a mark of progress in the rank", marks, 1000.0, unit="ns"),
-        row("measuring the wait for others, each step", _hooks(rounds // 20), 10.0, unit="us"),
+        row("measuring the wait for others, two hooks a step", _hooks(rounds // 20), 2.0, unit="us"),
         row(f"a heartbeat of {RANKS} ranks, in the agent", told, 50.0, unit="us"),
         row(f"the same in the controller ({len(lines[0])} bytes)", heard, 50.0, unit="us"),
         row(f"the controller's core for 1024 ranks, every {HEARTBEAT_SECONDS:g} s", share, 2.5, unit="%"),

@@ -21,24 +21,6 @@ from torch.utils.hooks import RemovableHandle
 _now_ns: Final = time.monotonic_ns
 
 
-class _Watch:
-    """The time between the rank's own part of a step and what all do together."""
-
-    def __init__(self, waited: Callable[[int], None]) -> None:
-        self._waited = waited
-        self._ready_ns = 0
-
-    def gradients_ready(self) -> None:
-        """The rank's own part of the step is done; the last of several micro-batches counts."""
-        self._ready_ns = _now_ns()
-
-    def gradients_summed(self) -> None:
-        """The optimizer is about to step."""
-        if self._ready_ns:
-            self._waited(_now_ns() - self._ready_ns)
-            self._ready_ns = 0
-
-
 def watch_waiting(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
@@ -46,38 +28,37 @@ def watch_waiting(
 ) -> None:
     """Calls `waited` with the nanoseconds that each step's wait for other ranks took, as long as the model lives."""
     parameters = [each for each in model.parameters() if each.requires_grad]
-    if not parameters or parameters[0].device.type != "cpu":
-        return
-    watch = _Watch(waited)
-    first = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer[0]
-    last = _LastGradient(parameters, watch.gradients_ready)
-
-    def summed(*_: Any) -> None:
-        last.settle()
-        watch.gradients_summed()
-
-    first.register_step_pre_hook(summed)
+    if parameters and parameters[0].device.type == "cpu":
+        first = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer[0]
+        first.register_step_pre_hook(_Waits(parameters, waited).summed)
 
 
-class _LastGradient:
-    """Calls back when the last gradient of a backward pass is there: until it is known which, at each of them."""
+class _Waits:
+    """The time between the last gradient and the optimizer's step. Until it is known which is last, all are hooked."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], ready: Callable[[], None]) -> None:
-        self._ready = ready
-        self._latest: nn.Parameter | None = None
-        self._hooks = [_on_gradient(each, self._seen) for each in parameters]
+    def __init__(self, parameters: Sequence[nn.Parameter], waited: Callable[[int], None]) -> None:
+        self._waited = waited
+        self._ready_ns = 0
+        self._latest = parameters[0]
+        self._hooks = [_on_gradient(each, self.ready) for each in parameters]
 
-    def _seen(self, parameter: nn.Parameter) -> None:
+    def ready(self, parameter: nn.Parameter) -> None:
+        """A gradient is there; the last one of the last micro-batch counts."""
+        self._ready_ns = _now_ns()
         self._latest = parameter
-        self._ready()
 
-    def settle(self) -> None:
-        """The first step's backward passes are over: keep the hook of the parameter that came last, and no other."""
-        if self._hooks and self._latest is not None:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            _on_gradient(self._latest, lambda _: self._ready())
+    def summed(self, *_: Any) -> None:
+        """The optimizer is about to step."""
+        if self._ready_ns:
+            self._waited(_now_ns() - self._ready_ns)
+            self._ready_ns = 0
+            if len(self._hooks) > 1:
+                self._settle()
+
+    def _settle(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = [_on_gradient(self._latest, self.ready)]
 
 
 def _on_gradient(parameter: nn.Parameter, call: Callable[[nn.Parameter], None]) -> RemovableHandle:
