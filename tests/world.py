@@ -248,6 +248,11 @@ class World:
         if self.gang is not None:
             self.gang.network_down = True
 
+    def repair_network(self) -> None:
+        """The collective that all wait in goes on."""
+        if self.gang is not None:
+            self.gang.network_down = False
+
     def lose_node(self, worker: int, back_after: float | None = 15.0) -> None:
         """The machine under a worker dies; another takes its place after a while."""
         pods = [pod for pod in self.pods if pod.index == worker and not pod.removed and pod.node is not None]
@@ -715,7 +720,9 @@ class World:
             if each.tier is not None and (was is None or was.tier is None):
                 blamed = f"blames {_numbers('rank', each.culprit_ranks)}" if each.culprit_ranks else "blames nobody"
                 self._say(f"{each.kind} after step {each.step}: {blamed}, {each.tier}: {each.summary}")
-            if each.recovered_at is not None and (was is None or was.is_open):
+            if each.recovered_at is not None and each.tier is None and was is not None and was.is_open:
+                self._say(f"{each.summary}")
+            elif each.recovered_at is not None and (was is None or was.is_open):
                 self._say(f"back from incident {each.id}, {each.steps_lost} steps lost")
         if after.attempt != before.attempt:
             self._say(f"attempt {after.attempt}")

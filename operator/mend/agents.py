@@ -16,8 +16,9 @@ from typing import Final
 from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target, Unauthorized
 from mend.heard import StepSamples, is_news
 from mend.link import Link, PoolHealth
-from mend.model import AgentView, StepTimes
+from mend.model import AgentView, Pace, StepTimes
 from mend.protocol import Ack, Evidence, Heartbeat, Order, Point, StreamMessage
+from mend.stragglers import Paces
 
 __all__ = [
     "AgentError",
@@ -41,6 +42,7 @@ class _Gang:
     def __init__(self) -> None:
         self.links: dict[tuple[int, str], Link] = {}
         self.samples = StepSamples()
+        self.paces = Paces()
         self.evidence: dict[int, Evidence] = {}
         self.is_fenced = False
 
@@ -52,6 +54,7 @@ class _Gang:
         """What earlier attempts have shown is void."""
         if attempt > self.attempt:
             self.samples = StepSamples(attempt, self.samples)
+            self.paces = Paces(attempt)
             self.evidence = {worker: told for worker, told in self.evidence.items() if told.attempt >= attempt}
 
     def learn(self, heartbeat: Heartbeat) -> None:
@@ -59,6 +62,7 @@ class _Gang:
         if not self.is_fenced:
             self.advance(heartbeat.attempt)
         self.samples.add(heartbeat)
+        self.paces.add(heartbeat)
 
 
 class AgentPool:
@@ -138,6 +142,11 @@ class AgentPool:
         """Lengths of the newest steps of the current attempt."""
         gang = self._gangs.get(run)
         return gang.samples.times() if gang else StepTimes()
+
+    def paces(self, run: RunKey) -> tuple[Pace, ...]:
+        """How long each rank of the current attempt works on a step, as far as it is measured."""
+        gang = self._gangs.get(run)
+        return gang.paces.paces() if gang else ()
 
     def connected(self) -> int:
         """How many streams are open."""

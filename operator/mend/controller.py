@@ -269,6 +269,7 @@ class Controller:
             evidence=pool.evidence(key),
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
+            paces=pool.paces(key),
             has_service=known.has_service,
             has_token=known.token is not None,
             predecessors=self._predecessors(key, bare.uid),

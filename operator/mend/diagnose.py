@@ -23,11 +23,12 @@ from mend.presence import (
 )
 from mend.protocol import FATAL_EXIT_CODES, ExitCode, RankEvidence, RankReport
 from mend.spec import Limits, Spec
-from mend.watchdog import seconds_until_hung
+from mend.watchdog import until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
 REJOIN_SECONDS = 30.0  # from the order to the first step that all ranks have in common
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
+OVERDUE_LOOK_SECONDS = 0.05  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")  # addresses, digests and counts differ each time
 DEVICE_ASSERT = "device-side assert"  # a CUDA error, but of the user's: an index out of bounds
@@ -44,11 +45,12 @@ def diagnose(spec: Spec, seen: Observation) -> Incident | None:
 def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
     """When to look again if nothing is heard meanwhile: the next limit that could run out, in seconds."""
     beat = spec.health.heartbeat_seconds
+    silent = any(is_silent(spec, agent) for agent in seen.agents)
     waits = [spec.health.lost_after_seconds]
-    left = seconds_until_hung(seen.ranks, seen.step_times, limits_now(spec, seen))
+    left = until_bounds(seen.ranks, seen.step_times, limits_now(spec, seen))
     if left is not None:
-        waits.append(left if left > 0 else beat)
-    if any(is_silent(spec, agent) for agent in seen.agents) or any(map(rank_has_failed, seen.ranks)):
+        waits.append(left.limit if left.limit > 0 else beat if silent else OVERDUE_LOOK_SECONDS)
+    if silent or any(map(rank_has_failed, seen.ranks)):
         waits.append(beat)
     return max(0.02, min(waits))
 
@@ -163,10 +165,13 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     present = seen.status.participants
     if any(seen.heartbeat_of(worker) is None for worker in present) or suspects(spec, seen):
         return None  # some ranks are not known, or only by old news: this is for `gone` to judge
-    ranks = tuple(rank for rank in seen.ranks if not rank_has_finished(rank))
-    left = seconds_until_hung(ranks, seen.step_times, limits_now(spec, seen))
-    if left is None or left > 0:
+    # The ages as they were heard, not carried on to now: a rank may have marked since its agent's last heartbeat.
+    beats = filter(None, map(seen.heartbeat_of, present))
+    heard = (rank for beat in beats for rank in beat.ranks if not rank_has_finished(rank))
+    left = until_bounds(heard, seen.step_times, limits_now(spec, seen))
+    if left is None or left.limit > 0:
         return None
+    ranks = tuple(rank for rank in seen.ranks if not rank_has_finished(rank))
     evidence = valid_evidence(seen)
     verdict = _culprit_of_hang(spec, seen, evidence)
     stands = min(rank.progress_seconds for rank in ranks)
@@ -180,7 +185,13 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         verdict=verdict,
         summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
         needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
+        patience_seconds=0.0 if any(map(_cannot_go_on, evidence)) else max(0.0, left.patience),
     )
+
+
+def _cannot_go_on(rank: RankEvidence) -> bool:
+    """The kernel's own word: its process is stopped or dead. All else may yet turn out to be a long pause."""
+    return rank.process_state in culprit.STOPPED | culprit.DEAD
 
 
 def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence, ...]) -> Verdict:

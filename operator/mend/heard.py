@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from typing import Final
 
@@ -9,6 +10,7 @@ from mend.model import StepTimes
 from mend.protocol import Heartbeat, Phase, RankReport
 
 SAMPLES: Final = 64
+PEAK_KEPT: Final = 0.9999  # of the peak's excess, at each step: half of it is forgotten after some 7,000
 
 
 def is_stale(old: Heartbeat | None, new: Heartbeat) -> bool:
@@ -57,8 +59,10 @@ def _rank_has_news(old: RankReport, new: RankReport) -> bool:
 class StepSamples:
     """Lengths of the newest steps of one attempt, one for each step of the gang, whichever rank tells it first.
 
-    The first step of a process is left out: it compiles, allocates and warms caches. The longest gaps between marks
-    in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to attempt.
+    The first step of a process is left out: it compiles, allocates and warms caches. Beside the newest, two peaks are
+    kept: a step that is long by design, say every thousandth, has left the sample when the next one comes. The longest
+    gaps between marks in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to
+    attempt.
     """
 
     def __init__(self, attempt: int = 0, earlier: StepSamples | None = None) -> None:
@@ -66,6 +70,9 @@ class StepSamples:
         self._steps_done = 1
         self._longest_gaps: dict[Phase, float] = dict(earlier._longest_gaps) if earlier is not None else {}
         self._seconds: deque[float] = deque(maxlen=SAMPLES)
+        self._ordered: list[float] = []
+        self._peaks = (1.0, 1.0)
+        self._times: StepTimes | None = None  # what was told last, while nothing is new
 
     def add(self, heartbeat: Heartbeat) -> None:
         """Learns from the ranks of one worker; other attempts are ignored."""
@@ -73,12 +80,39 @@ class StepSamples:
             return
         for rank in heartbeat.ranks:
             for phase, seconds in rank.longest_gaps.items():
-                self._longest_gaps[phase] = max(seconds, self._longest_gaps.get(phase, 0.0))
+                self.gap(phase, seconds)
             if rank.steps_done > self._steps_done:
                 self._steps_done = rank.steps_done
                 if rank.step_seconds > 0.0:
-                    self._seconds.append(rank.step_seconds)
+                    self.learn(rank.step_seconds)
+
+    def gap(self, phase: Phase, seconds: float) -> None:
+        """Two marks of a rank in this phase were so far apart."""
+        if seconds > self._longest_gaps.get(phase, 0.0):
+            self._longest_gaps[phase], self._times = seconds, None
+
+    def learn(self, seconds: float) -> None:
+        """A step of the gang took so long."""
+        newest, ordered = self._seconds, self._ordered
+        if len(newest) == SAMPLES:
+            del ordered[bisect_left(ordered, newest[0])]
+        newest.append(seconds)
+        insort(ordered, seconds)
+        self._peaks = _with_peak(self._peaks, seconds / ordered[(len(ordered) - 1) // 2])
+        self._times = None
 
     def times(self) -> StepTimes:
         """What was learnt so far, newest last."""
-        return StepTimes(seconds=tuple(self._seconds), longest_gaps=dict(self._longest_gaps))
+        if self._times is None:
+            self._times = StepTimes(
+                seconds=tuple(self._seconds), peaks=self._peaks, longest_gaps=dict(self._longest_gaps)
+            )
+        return self._times
+
+
+def _with_peak(peaks: tuple[float, float], ratio: float) -> tuple[float, float]:
+    """The two largest ratios, after both have faded a little."""
+    first, second = (1.0 + (peak - 1.0) * PEAK_KEPT for peak in peaks)
+    if ratio > first:
+        return ratio, first
+    return first, max(second, ratio)

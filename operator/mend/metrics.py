@@ -112,6 +112,17 @@ def _step_seconds(facts: RunFacts) -> Samples:
     return _one(times[-1] if times and facts.status.phase in MAY_TRAIN else None)
 
 
+def _limits(facts: RunFacts) -> Samples:
+    for each in facts.status.limits if facts.status.phase in MAY_TRAIN else ():
+        yield (each.phase.value, "limit"), each.limit_seconds
+        yield (each.phase.value, "patience"), each.patience_seconds
+
+
+def _slow_factor(facts: RunFacts) -> Samples:
+    for each in facts.status.stragglers if facts.status.phase in MAY_TRAIN else ():
+        yield (str(each.worker), str(each.rank)), each.factor
+
+
 def _tokens_per_second(facts: RunFacts) -> Samples:
     """Tokens per step so far (the global batch is constant) by the length of the last step."""
     times, status = facts.seen.step_times.seconds, facts.status
@@ -137,6 +148,12 @@ RUN_GAUGES: Final = (
     RunGauge("mend_run_tokens", "Tokens consumed up to the last step.", lambda f: _one(f.status.tokens)),
     RunGauge("mend_run_tokens_per_second", "Tokens per second of the last step.", _tokens_per_second),
     RunGauge("mend_run_step_seconds", "Length of the last step.", _step_seconds),
+    RunGauge(
+        "mend_run_limit_seconds",
+        "How long no rank may mark in this phase: the limit (evidence is gathered) and patience (ranks are killed).",
+        _limits,
+        ("phase", "bound"),
+    ),
     RunGauge("mend_run_goodput_ratio", "Share of the run's life spent on steps that were kept.", _goodput),
     RunGauge("mend_run_ledger_seconds", "The run's life by what it was spent on.", _ledger, ("spent_on",)),
     RunGauge("mend_run_workers", "Workers wanted, connected, and taking part.", _workers, ("state",)),
@@ -175,6 +192,12 @@ RUN_GAUGES: Final = (
         "mend_rank_step",
         "The last step that the rank completed.",
         lambda f: [((str(agent.worker), str(rank.rank)), float(rank.step)) for agent, rank in f.reports()],
+        ("worker", "rank"),
+    ),
+    RunGauge(
+        "mend_rank_slow_factor",
+        "Of a straggler: its own work on a step, in medians of the others'.",
+        _slow_factor,
         ("worker", "rank"),
     ),
 )

@@ -92,6 +92,7 @@ class Incident(Fact, frozen=True, kw_only=True):
     summary: str  # the evidence in one line
     fatal: bool = False  # trying again cannot help
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
+    patience_seconds: float = 0.0  # how much longer the gang may yet go on by itself: nobody is killed before
     fingerprint: str = ""  # equal for the same user error at the same step
 
 
@@ -165,6 +166,27 @@ class Ledger(Fact, frozen=True, kw_only=True):
     goodput: float = 0.0  # productive / all but suspended
 
 
+class LimitInForce(Fact, frozen=True, kw_only=True):
+    """How long a rank may go without a mark in this phase, and what that was learnt from."""
+
+    phase: Phase
+    limit_seconds: float  # then the gang counts as hung, and evidence is gathered
+    patience_seconds: float  # then time alone is proof enough to kill for it
+    samples: int = 0  # 0: it is the spec's
+    median_seconds: float | None = None  # of the samples
+    longest_seconds: float | None = None  # a step in medians of its time, or a gap between two marks of a phase
+
+
+class Straggler(Fact, frozen=True, kw_only=True):
+    """A rank that works clearly longer on each step than the others, who wait for it. It is reported, not killed."""
+
+    rank: int
+    worker: int
+    factor: float  # its work on a step, in medians of the others'
+    work_seconds: float  # per step
+    began_at: float
+
+
 class RunStatus(Fact, frozen=True, kw_only=True):
     """Everything that the controller remembers of a run; a new leader continues from it."""
 
@@ -195,6 +217,8 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     replacing: tuple[str, ...] = ()  # uids of pods that are to go
     workers: WorkerCounts = WorkerCounts()
     ledger: Ledger = Ledger()
+    limits: tuple[LimitInForce, ...] = ()  # as of `reported_at`
+    stragglers: tuple[Straggler, ...] = ()
     conditions: tuple[Condition, ...] = ()
     accepted_spec: str = ""  # the last spec that could be run, as `noted` encodes it: goes on when a new one cannot
 
@@ -278,11 +302,33 @@ class StoreView(Fact, frozen=True, kw_only=True):
     refused: bool = False  # the prefix belongs to another run: never start
 
 
-class StepTimes(Fact, frozen=True, kw_only=True):
+class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
     """What is learnt about this attempt's steps: a bounded sample of their lengths in seconds, newest last."""
 
     seconds: tuple[float, ...] = ()
+    peaks: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # the two longest, in medians of their time; they fade over thousands of steps
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
+
+    @property
+    def median(self) -> float:
+        """Of the sample; 0.0 without one."""
+        return self.ordered[len(self.ordered) // 2] if self.seconds else 0.0
+
+    @cached_property
+    def ordered(self) -> tuple[float, ...]:
+        """The sample, shortest first."""
+        return tuple(sorted(self.seconds))
+
+
+class Pace(Fact, frozen=True, kw_only=True):
+    """Seconds that a rank worked on a step, without its waits for others, in each of its newest rounds, newest last."""
+
+    rank: int
+    worker: int
+    seconds: tuple[float, ...]
 
 
 class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
@@ -299,6 +345,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     evidence: tuple[Evidence, ...] = ()  # gathered in the current attempt
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
+    paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     has_service: bool = False
     has_token: bool = False
     deleting: bool = False

@@ -6,11 +6,13 @@ import msgspec
 from msgspec.structs import replace
 
 from mend.conditions import with_condition, without_condition
-from mend.model import CheckpointStatus, Observation, RunStatus, WorkerCounts
+from mend.model import CheckpointStatus, EmitEvent, Observation, RunStatus, WorkerCounts
 from mend.presence import gang_step, is_ready, is_silent, suspects
 from mend.protocol import CheckpointRef, Heartbeat
 from mend.restore import lineage_cut_at
 from mend.spec import Spec
+from mend.stragglers import stragglers
+from mend.watchdog import in_force
 
 SUSPECT_HOLD_SECONDS = 10.0  # a stammering network must not become a stream of status writes
 
@@ -111,6 +113,31 @@ def with_progress(status: RunStatus, seen: Observation) -> RunStatus:
     loss = next((rank.loss for rank in seen.ranks if rank.step == step and rank.loss is not None), status.loss)
     tokens = max((rank.tokens for rank in seen.ranks if rank.step == step), default=status.tokens)
     return replace(status, step=step, loss=loss, tokens=tokens)
+
+
+def with_health(spec: Spec, status: RunStatus, seen: Observation, now: float) -> RunStatus:
+    """The limits in force, and who is slow."""
+    slow = spec.health.slow_percent / 100
+    return replace(
+        status,
+        limits=in_force(seen.step_times, spec.health.limits),
+        stragglers=stragglers(seen.paces, slow, status.stragglers, now),
+    )
+
+
+def newly_slow(before: RunStatus, after: RunStatus) -> tuple[EmitEvent, ...]:
+    """An event for each rank that was not slow before."""
+    known = {each.rank for each in before.stragglers}
+    return tuple(
+        EmitEvent(
+            type="Warning",
+            reason="RankSlow",
+            message=f"rank {each.rank} on worker {each.worker} works {each.factor:.2f} times as long on a step as the "
+            f"others ({each.work_seconds:.3f} s), who wait for it; attempt {after.attempt}",
+        )
+        for each in after.stragglers
+        if each.rank not in known
+    )
 
 
 def with_workers(spec: Spec, status: RunStatus, seen: Observation, now: float) -> RunStatus:

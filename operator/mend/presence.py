@@ -9,7 +9,7 @@ from mend import culprit
 from mend.model import AgentView, FailureClass, Incident, IncidentKind, Observation, PodPhase, Verdict, WorkerPod
 from mend.protocol import FATAL_EXIT_CODES, ExitCode, Phase, RankReport
 from mend.spec import Spec
-from mend.watchdog import seconds_until_hung
+from mend.watchdog import until_bounds
 
 SUSPECT_HEARTBEATS = 3
 CONFIRM_SECONDS = 1.0  # a refused connection must last so long before a worker counts as lost
@@ -215,18 +215,19 @@ def _patience(spec: Spec, seen: Observation, worker: int) -> float:
     """How long a silence is borne that nothing else explains.
 
     Ranks that step in turn prove each other alive: while the others step on, the silent one does too, however long
-    its agent says nothing. Once they stand still, or complain that a peer is gone, three heartbeats are enough. While
-    they load or save, each by itself, they prove nothing.
+    its agent says nothing. Once they stand still for clearly longer than their limit (what slows steps may hold up
+    heartbeats, too), or complain that a peer is gone, three heartbeats are enough. While they load or save, each by
+    itself, they prove nothing.
     """
     mine = ranks_of(spec, seen, worker)
     others = tuple(rank for rank in seen.ranks if rank.rank not in mine)
     soon = max(suspect_after(spec), CONFIRM_SECONDS)
     if any(culprit.is_symptom(rank) for rank in others):
         return soon
-    left = seconds_until_hung(others, seen.step_times, spec.health.limits)
+    left = until_bounds(others, seen.step_times, spec.health.limits)
     if left is None:
         return spec.health.lost_after_seconds
-    if left <= 0:
+    if left.limit <= -soon:
         return soon
     stepping = all(rank.steps_done and rank.phase in STEPPING for rank in others if rank.exit is None)
     return inf if stepping else spec.health.lost_after_seconds

@@ -141,6 +141,8 @@ class RankReport(Message, frozen=True, kw_only=True):
     step: int = -1  # last completed step; -1 before the first
     step_seconds: float = 0.0  # length of that step
     steps_done: int = 0  # steps completed by this process, in this attempt
+    stepped_seconds: float = 0.0  # length of all these steps
+    waited_seconds: float = 0.0  # of that for its peers; 0: not measured
     loss: float | None = None
     nonfinite: bool = False  # the last loss was NaN or infinite
     tokens: int = 0  # tokens that the whole run has consumed up to `step`

@@ -48,6 +48,9 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
         unheard = left < -PUNCTUAL_SECONDS and not valid_evidence(seen)  # who asked has died with the answers
         if unheard and now - record.detected_at < INQUIRY_SECONDS:
             return _inquire(seen, replace(record, gather_until=now + GATHER_SECONDS))
+    if incident.patience_seconds > 0:
+        wait = min(incident.patience_seconds, spec.health.heartbeat_seconds)
+        return Decision(status=seen.status, reason="hung, but it may yet go on by itself", wake_after=wait)
     return _recover(spec, seen, incident, record, now)
 
 
@@ -71,7 +74,10 @@ def _went_on(seen: Observation, record: IncidentRecord, now: float) -> Decision:
     summary = f"{record.summary}; went on by itself"
     done = replace(record, gather_until=None, recovered_at=now, steps_lost=0, summary=summary)
     event = EmitEvent(type="Normal", reason="WentOn", message=f"attempt {record.attempt} went on by itself")
-    return Decision(status=recorded(seen.status, done), actions=(event,), reason="progress was resumed", wake_after=0.0)
+    # Of pauses only the newest is kept: they cost nothing, and must not push out what did.
+    earlier = tuple(each for each in seen.status.incidents if each.is_open or each.tier is not None)
+    status = recorded(replace(seen.status, incidents=earlier), done)
+    return Decision(status=status, actions=(event,), reason="progress was resumed", wake_after=0.0)
 
 
 def _recover(spec: Spec, seen: Observation, incident: Incident, record: IncidentRecord, now: float) -> Decision:

@@ -9,8 +9,10 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from mend.model import Observation, RunPhase, RunStatus, WorkerPod
+from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
+from mend.noted import accepted_spec
 from mend.protocol import CheckpointRef
+from mend.spec import Spec
 from mend.story import headline, tell_incident, tell_ledger
 
 STYLES = {
@@ -52,6 +54,8 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
     status = seen.status
     yield escape(headline(f"{seen.namespace}/{seen.name}", status))
     yield ""
+    if (spec := accepted_spec(status)) is not None:
+        yield from (escape(f"  {line}") for line in _understood(spec))
     workers = _table("WORKER", "POD", "PHASE", "NODE", "MADE FOR", "")
     for pod in sorted(pods, key=lambda each: (each.index, each.attempt)):
         part = "takes part" if pod.index in status.participants else ""
@@ -62,6 +66,10 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
     for each in status.conditions:
         conditions.add_row(each.type, each.status, age(now - each.since), each.reason, escape(each.message))
     yield conditions
+    if status.limits:
+        yield _limits(status.limits)
+    if status.stragglers:
+        yield _stragglers(status.stragglers, now)
     if status.lineage:
         yield "  Lineage: " + ", then ".join(f"attempt {each.attempt} to step {each.step}" for each in status.lineage)
     if status.checkpoint is not None:
@@ -73,6 +81,45 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
     if status.started_at is not None:
         yield ""
         yield from map(escape, tell_ledger(status))
+
+
+def _understood(spec: Spec) -> Iterator[str]:
+    """The spec in words, with every default filled in."""
+    workers, saves, health, recovery = spec.workers, spec.checkpoint, spec.health, spec.recovery
+    least = f", at least {workers.min_replicas}" if workers.min_replicas < workers.replicas else ""
+    yield f"Workers: {workers.replicas} of {workers.ranks_per_worker} ranks{least}"
+    often = f"{saves.interval_steps} steps" if saves.interval_steps else age(saves.interval_seconds or 0)
+    every = f", and every {saves.keep_every}th" if saves.keep_every else ""
+    yield f"Saves: to {saves.uri}, every {often}; the newest {saves.keep_last} are kept{every}"
+    limits, paid = health.limits, recovery.budgets
+    yield (
+        f"Health: a heartbeat every {health.heartbeat_seconds:g} s, lost after {health.lost_after_seconds:g} s; limits "
+        f"from {limits.floor_seconds:g} s to {limits.ceiling_seconds:g} s, pauses of {limits.pause_seconds:g} s are "
+        f"borne; slow from {health.slow_percent}%"
+    )
+    yield (
+        f"Recoveries in {age(paid.window_seconds)}: {paid.user} for user errors, {paid.hang} for hangs, "
+        f"{paid.infrastructure} for infrastructure, {paid.preemption} for preemption"
+    )
+
+
+def _limits(limits: Sequence[LimitInForce]) -> Table:
+    table = _table("PHASE", "LIMIT", "PATIENCE", "LEARNT FROM")
+    for each in limits:
+        facts = [f"median {each.median_seconds:.3g} s"] if each.median_seconds is not None else []
+        facts += [f"longest {each.longest_seconds:.3g} s"] if each.longest_seconds is not None else []
+        what = f"{each.samples} samples: {', '.join(facts)}" if each.samples > 1 else ", ".join(facts)
+        bounds = f"{each.limit_seconds:.3g} s", f"{each.patience_seconds:.3g} s"
+        table.add_row(each.phase, *bounds, what if each.samples else "nothing yet: the spec's")
+    return table
+
+
+def _stragglers(slow: Sequence[Straggler], now: float) -> Table:
+    table = _table("STRAGGLER", "WORKER", "SLOWER BY", "WORK PER STEP", "FOR")
+    for each in slow:
+        factor, work = f"{each.factor:.2f}x", f"{each.work_seconds:.3g} s"
+        table.add_row(f"rank {each.rank}", str(each.worker), factor, work, age(now - each.began_at))
+    return table
 
 
 def age(seconds: float) -> str:
@@ -98,7 +145,9 @@ def _checkpoint(status: RunStatus, now: float) -> str:
 
 
 def _last_incident(status: RunStatus) -> str:
-    return status.incidents[-1].summary if status.incidents else ""
+    """What last had to be done something about; a pause that ended by itself is told by `describe` only."""
+    told = (each.summary for each in reversed(status.incidents) if each.is_open or each.tier is not None)
+    return next(told, "")
 
 
 def _named(ref: CheckpointRef) -> str:

@@ -69,7 +69,10 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
 
 
 class Limits(_Facts, frozen=True, kw_only=True):
-    """How long a rank may go without progress, in seconds. A step's limit is learnt between `floor` and `ceiling`."""
+    """How long a rank may go without progress, in seconds. A step's limit is learnt between `floor` and `ceiling`.
+
+    Without proof that a process is stopped or dead, ranks are not killed before a `pause` has gone by on top of that.
+    """
 
     start_seconds: float
     first_step_seconds: float
@@ -77,6 +80,7 @@ class Limits(_Facts, frozen=True, kw_only=True):
     ceiling_seconds: float
     saving_seconds: float
     evaluating_seconds: float
+    pause_seconds: float = 5.0  # specs that an older mend kept in a status have none
 
 
 class Health(_Facts, frozen=True, kw_only=True):
@@ -85,6 +89,7 @@ class Health(_Facts, frozen=True, kw_only=True):
     heartbeat_seconds: float
     lost_after_seconds: float
     limits: Limits
+    slow_percent: int = 130  # a rank that works so much of the gang's median on each step is a straggler
 
 
 class Budgets(_Facts, frozen=True, kw_only=True):
@@ -281,11 +286,13 @@ def _health(fields: Fields) -> Health:
     health = Health(
         heartbeat_seconds=fields.seconds("heartbeatInterval", "300ms"),
         lost_after_seconds=fields.seconds("lostAfter", "30s"),
+        slow_percent=fields.integer("slowPercent", default=130, at_least=110),
         limits=Limits(
             start_seconds=limits.seconds("start", "15m"),
             first_step_seconds=limits.seconds("firstStep", "15m"),
-            floor_seconds=limits.seconds("floor", "1500ms"),
+            floor_seconds=limits.seconds("floor", "650ms"),
             ceiling_seconds=limits.seconds("ceiling", "10m"),
+            pause_seconds=limits.seconds("pause", "5s"),
             saving_seconds=limits.seconds("saving", "10m"),
             evaluating_seconds=limits.seconds("evaluating", "1h"),
         ),

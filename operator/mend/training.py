@@ -17,7 +17,7 @@ from mend.model import (
     RunStatus,
     SendStop,
 )
-from mend.noted import with_progress, with_suspects, with_workers
+from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
 from mend.presence import gone, is_ready
 from mend.records import closed
 from mend.restore import expendable
@@ -45,7 +45,8 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
             actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
     due = now - status.reported_at >= REPORT_SECONDS
     if due or status.phase is not before.phase:
-        status = replace(with_progress(account(status, now), seen), reported_at=now)
+        status = replace(with_health(spec, with_progress(account(status, now), seen), seen, now), reported_at=now)
+        actions += newly_slow(before, status)
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
 

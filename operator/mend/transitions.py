@@ -29,6 +29,7 @@ def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
         restored_step=None,
         from_peers=False,
         saving_until=None,
+        stragglers=(),
     )
 
 

@@ -1,61 +1,94 @@
-"""Pure: how long a rank may go without progress before the gang counts as hung."""
+"""Pure: how long a rank may go without progress before the gang counts as hung, and before time alone is proof enough.
+
+Two spans, both counted from the last mark. At the *limit* the gang counts as hung: the incident is noted and evidence
+gathered, which harms nobody, so the limit is tight. Ranks are only killed once the evidence holds the kernel's own word
+(a process that is stopped or dead), or once *patience* has run out: no pause that a healthy run is known to make
+lasts that long. benchmarks/false_alarms.py holds both against a million hours of simulated ranks.
+"""
 
 from __future__ import annotations
 
-from statistics import median
-from typing import assert_never
+import math
+from collections.abc import Iterable
+from typing import NamedTuple, assert_never
 
-from mend.model import StepTimes
+from msgspec.structs import replace
+
+from mend.model import LimitInForce, StepTimes
 from mend.protocol import Phase, RankReport
 from mend.spec import Limits
 
 ENOUGH_SAMPLES = 8
-STEPS_ALLOWED = 3.0
-SPREADS_ALLOWED = 10.0
-EARLY_STEPS_ALLOWED = 10.0
-MAD_TO_SIGMA = 1.4826
+EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the longest gap in a phase
+HIGH_SHARE = 0.75
+HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
+
+STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 3.5, 1.12
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 8.0, 15.0, 3.0
 
 
-def step_limit(times: StepTimes, limits: Limits) -> float | None:
-    """Seconds without progress that a step may take, learnt from this attempt's steps; None before there are any.
+class Bounds(NamedTuple):
+    """Seconds without a mark: at `limit` the gang counts as hung, at `patience` ranks are killed for it."""
 
-    Robust against the long tails of step times: the median and the median absolute deviation, as design section 5
-    asks. While samples are few, ten times the longest seen.
+    limit: float
+    patience: float
+
+
+def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
+    """The bounds of a step, learnt from this attempt's steps; None before there are any.
+
+    Robust against the long tails of step times: the median, the spread between it and the upper quartile (design
+    section 5 asks for online quantiles), and the two peaks: steps that are rare and long by design have left the sample
+    when the next one comes. For the limit, which may be wrong at no cost, what happened once was chance.
     """
-    sample = times.seconds
-    if not sample:
+    ordered = times.ordered
+    if not ordered:
         return None
-    if len(sample) < ENOUGH_SAMPLES:
-        learnt = EARLY_STEPS_ALLOWED * max(sample)
-    else:
-        middle = median(sample)
-        spread = MAD_TO_SIGMA * median(abs(each - middle) for each in sample)
-        learnt = max(STEPS_ALLOWED * middle, middle + SPREADS_ALLOWED * spread)
-    return min(max(learnt, limits.floor_seconds), limits.ceiling_seconds)
+    if len(ordered) < ENOUGH_SAMPLES:
+        limit = EARLY_STEPS_ALLOWED * ordered[-1]
+        return _bounded(limit, limit + limits.pause_seconds, limits)
+    middle = times.median
+    sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
+    peak, habit = (each * middle for each in times.peaks)
+    limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
+    patience = max(STEPS_OF_PATIENCE * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
+    return _bounded(limit, max(patience, limit + limits.pause_seconds), limits)
 
 
-def limit_for(rank: RankReport, times: StepTimes, limits: Limits) -> float:
+def _bounded(limit: float, patience: float, limits: Limits) -> Bounds:
+    least, most = limits.floor_seconds, limits.ceiling_seconds
+    return Bounds(min(max(limit, least), most), min(max(patience, least), most))
+
+
+def bounds_for(rank: RankReport, times: StepTimes, limits: Limits) -> Bounds:
     """Seconds that this rank may go without a mark in the phase that it is in."""
     match rank.phase:
         case Phase.STARTING | Phase.LOADING:
-            return limits.start_seconds
+            return _given(limits.start_seconds)
         case Phase.SAVING:
-            return _learnt_from_gaps(rank.phase, times, limits.floor_seconds, limits.saving_seconds)
+            return _learnt_from_gaps(rank.phase, times, limits, limits.saving_seconds)
         case Phase.EVALUATING:
-            return _learnt_from_gaps(rank.phase, times, limits.floor_seconds, limits.evaluating_seconds)
+            return _learnt_from_gaps(rank.phase, times, limits, limits.evaluating_seconds)
         case Phase.EXITING:
-            return limits.saving_seconds
+            return _given(limits.saving_seconds)
         case Phase.DATA | Phase.STEP | Phase.COLLECTIVE:
-            learnt = step_limit(times if times.seconds else _last_step(rank), limits)
-            return limits.first_step_seconds if learnt is None or not rank.steps_done else learnt
+            learnt = step_bounds(times if times.seconds else _last_step(rank), limits)
+            return _given(limits.first_step_seconds) if learnt is None or not rank.steps_done else learnt
         case never:
             assert_never(never)
 
 
-def _learnt_from_gaps(phase: Phase, times: StepTimes, least: float, most: float) -> float:
+def _given(seconds: float) -> Bounds:
+    return Bounds(seconds, seconds)
+
+
+def _learnt_from_gaps(phase: Phase, times: StepTimes, limits: Limits, most: float) -> Bounds:
     """Ten times the longest time between two marks that this phase has ever had in the run; `most` before the first."""
     seen = times.longest_gaps.get(phase)
-    return most if seen is None else min(max(EARLY_STEPS_ALLOWED * seen, least), most)
+    if seen is None:
+        return _given(most)
+    limit = min(max(EARLY_STEPS_ALLOWED * seen, limits.floor_seconds), most)
+    return Bounds(limit, min(limit + limits.pause_seconds, most))
 
 
 def _last_step(rank: RankReport) -> StepTimes:
@@ -63,13 +96,44 @@ def _last_step(rank: RankReport) -> StepTimes:
     return StepTimes(seconds=(rank.step_seconds,) if rank.steps_done > 1 and rank.step_seconds > 0 else ())
 
 
-def seconds_until_hung(ranks: tuple[RankReport, ...], times: StepTimes, limits: Limits) -> float | None:
-    """Seconds until the gang counts as hung if nobody progresses; zero or less: it is. None without living ranks.
+def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits) -> Bounds | None:
+    """Seconds until the gang counts as hung, and until patience with it runs out; zero or less: it is so now.
 
-    The whole gang must be overdue, each rank by the limit of its own phase: one rank that saves or evaluates
-    explains why the others wait.
+    The whole gang must be overdue, each rank by the bounds of its own phase: one rank that saves or evaluates explains
+    why the others wait. None without living ranks. Ranks are in few phases at a time, so each is looked up once.
     """
-    alive = [rank for rank in ranks if rank.exit is None]
-    if not alive:
-        return None
-    return max(limit_for(rank, times, limits) - rank.progress_seconds for rank in alive)
+    known: dict[tuple[Phase, bool], Bounds] = {}
+    limit = patience = -math.inf
+    for rank in ranks:
+        if rank.exit is not None:
+            continue
+        key = (rank.phase, rank.steps_done > 0)
+        if (bounds := known.get(key)) is None or not times.seconds:
+            bounds = known[key] = bounds_for(rank, times, limits)
+        limit = max(limit, bounds.limit - rank.progress_seconds)
+        patience = max(patience, bounds.patience - rank.progress_seconds)
+    return None if limit == -math.inf else Bounds(limit, patience)
+
+
+def in_force(times: StepTimes, limits: Limits) -> tuple[LimitInForce, ...]:
+    """The bounds that hold for a rank that has made its first step, with what they come from."""
+    trained = RankReport(rank=0, pid=0, steps_done=1)
+    found = [_shown(replace(trained, phase=Phase.STEP), times, limits, len(times.seconds), times.median)]
+    found += [
+        _shown(replace(trained, phase=phase), times, limits, int(phase in times.longest_gaps))
+        for phase in (Phase.SAVING, Phase.EVALUATING)
+    ]
+    return tuple(found)
+
+
+def _shown(rank: RankReport, times: StepTimes, limits: Limits, samples: int, median: float = 0.0) -> LimitInForce:
+    bounds = bounds_for(rank, times, limits)
+    longest = times.peaks[0] * median if median else times.longest_gaps.get(rank.phase)
+    return LimitInForce(
+        phase=rank.phase,
+        limit_seconds=round(bounds.limit, 3),
+        patience_seconds=round(bounds.patience, 3),
+        samples=samples,
+        median_seconds=round(median, 4) if median else None,
+        longest_seconds=round(longest, 4) if longest else None,
+    )

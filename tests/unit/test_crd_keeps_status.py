@@ -16,12 +16,14 @@ from mend.model import (
     IncidentKind,
     IncidentRecord,
     Ledger,
+    LimitInForce,
     RunPhase,
     RunStatus,
+    Straggler,
     Tier,
     WorkerCounts,
 )
-from mend.protocol import Ancestor, CheckpointRef
+from mend.protocol import Ancestor, CheckpointRef, Phase
 from mend_local.schema import Schema
 
 INCIDENT = IncidentRecord(
@@ -73,6 +75,17 @@ FULL = RunStatus(
     replacing=("uid-1",),
     workers=WorkerCounts(desired=2, ready=1, participating=2),
     ledger=Ledger(productive=900.0, lost=10.0, goodput=0.9),
+    limits=(
+        LimitInForce(
+            phase=Phase.STEP,
+            limit_seconds=1.0,
+            patience_seconds=6.0,
+            samples=64,
+            median_seconds=0.5,
+            longest_seconds=0.75,
+        ),
+    ),
+    stragglers=(Straggler(rank=3, worker=1, factor=1.5, work_seconds=0.75, began_at=1_000_005.5),),
     accepted_spec='{"annotation":{"restartedAt":"x"}}',
     conditions=(Condition(type="Accepted", status="True", reason="Valid", message="m", since=999_000.0),),
 )

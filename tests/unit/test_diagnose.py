@@ -329,6 +329,32 @@ def test_a_hang_asks_for_evidence_first() -> None:
     assert (incident.kind, incident.needs_evidence, incident.verdict.is_known) == (IncidentKind.HUNG, True, False)
 
 
+def test_a_standstill_must_have_been_heard_of() -> None:
+    """A rank may have marked since its agent's last heartbeat: the age of what it told is no age of its progress."""
+    told = Scene().rank(0, progress_seconds=0.9).rank(1, progress_seconds=0.9)
+    assert told.silent(0, 0.4).silent(1, 0.4).incident is None
+    told = Scene().rank(0, progress_seconds=1.01).rank(1, progress_seconds=1.01)
+    assert told.silent(0, 0.0).silent(1, 0.0).incident is not None
+
+
+@pytest.mark.parametrize(
+    ("states", "patience"),
+    [(("S", "S"), 3.0), (("S", "R"), 3.0), (("S", "D"), 3.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
+)
+def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
+    """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
+    incident = late(3.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
+    assert incident is not None
+    assert incident.patience_seconds == pytest.approx(patience)
+
+
+def test_patience_runs_out() -> None:
+    """A limit of two steps and a pause after the last mark, whatever the evidence says."""
+    incident = late(6.1).asked(evidence(0), evidence(1)).incident
+    assert incident is not None
+    assert (incident.needs_evidence, incident.patience_seconds) == (False, 0.0)
+
+
 def test_evidence_names_the_culprit() -> None:
     """Once all were asked, the verdict stands."""
     incident = late().asked(evidence(0), evidence(1, "T")).incident
@@ -377,7 +403,7 @@ def test_divergence_is_acted_on_only_when_asked_for() -> None:
 def test_looking_again_is_never_a_busy_loop(scene: Scene) -> None:
     """However overdue something is."""
     assert seconds_until_diagnosis(SPEC, scene.seen) >= 0.02
-    assert seconds_until_diagnosis(SPEC, Scene().seen) == pytest.approx(1.4)
+    assert seconds_until_diagnosis(SPEC, Scene().seen) == pytest.approx(0.9)
 
 
 def test_two_errors_of_one_type_at_the_same_step_are_two() -> None:

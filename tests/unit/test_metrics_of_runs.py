@@ -15,11 +15,13 @@ from mend.model import (
     IncidentKind,
     IncidentRecord,
     Ledger,
+    LimitInForce,
     Observation,
     RunPhase,
     RunStatus,
     StepTimes,
     StoreView,
+    Straggler,
     Tier,
 )
 from mend.protocol import AgentState, Heartbeat, Phase, RankReport, SaveReport
@@ -221,3 +223,17 @@ def test_a_replica_that_no_longer_leads_shows_no_runs() -> None:
     told.metrics.leads(False)
     assert told.named("mend_run_phase") == 0
     assert told.registry.get_sample_value("mend_leader") == 0
+
+
+def test_limits_and_stragglers_are_shown_while_the_run_may_train() -> None:
+    """Both bounds by phase, and a series for a slow rank only; a run that is over has neither."""
+    told = Told()
+    limit = LimitInForce(phase=Phase.STEP, limit_seconds=1.0, patience_seconds=6.0, samples=64)
+    slow = Straggler(rank=3, worker=1, factor=1.5, work_seconds=0.3, began_at=START)
+    shown = msgspec.structs.replace(RUNNING, limits=(limit,), stragglers=(slow,))
+    told.record(RUNNING, shown)
+    assert told.value("mend_run_limit_seconds", phase="step", bound="limit") == 1.0
+    assert told.value("mend_run_limit_seconds", phase="step", bound="patience") == 6.0
+    assert told.value("mend_rank_slow_factor", worker="1", rank="3") == 1.5
+    told.record(shown, msgspec.structs.replace(shown, phase=RunPhase.SUCCEEDED))
+    assert told.named("mend_run_limit_seconds") == told.named("mend_rank_slow_factor") == 0

@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "skip a collective in rank": lambda world, rank: world.harm_rank(int(rank), "skipping"),
     "hang the saving of rank": lambda world, rank: world.harm_rank(int(rank), "saving"),
     "break the network": lambda world: world.break_network(),
+    "repair the network": lambda world: world.repair_network(),
     "kill agent": lambda world, worker: world.kill_agent(int(worker)),
     "lose node of worker": lambda world, worker: world.lose_node(int(worker)),
     "preempt worker": lambda world, worker: world.preempt(int(worker)),

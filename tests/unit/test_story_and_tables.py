@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,16 +21,19 @@ from mend.model import (
     IncidentKind,
     IncidentRecord,
     Ledger,
+    LimitInForce,
     Observation,
     PodPhase,
     RunPhase,
     RunStatus,
+    Straggler,
     Tier,
     WorkerPod,
 )
-from mend.protocol import Ancestor, Point
+from mend.protocol import Ancestor, Phase, Point
 from mend.show import age, description, runs_table
 from mend.story import tell
+from world import a_spec
 
 NOW = 1_800_000_000.0
 HANG = IncidentRecord(
@@ -190,3 +194,26 @@ def test_the_picture_of_a_restarted_run(tmp_path: Path) -> None:
     assert by_attempt(points) == {1: [(0, 0.9), (1, 0.5)], 2: [(1, 0.5)]}
     draw_run(points, [HANG], "clio", tmp_path / "deep" / "run.png", unbroken=points[1:3])
     assert (tmp_path / "deep" / "run.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_describe_says_which_limits_hold_and_what_they_come_from() -> None:
+    """The spec as it was understood, both bounds of each phase with their samples, and who is slow since when."""
+    limits = (
+        LimitInForce(
+            phase=Phase.STEP,
+            limit_seconds=1.0,
+            patience_seconds=6.0,
+            samples=64,
+            median_seconds=0.5,
+            longest_seconds=0.75,
+        ),
+        LimitInForce(phase=Phase.SAVING, limit_seconds=600.0, patience_seconds=600.0),
+    )
+    slow = Straggler(rank=3, worker=1, factor=1.5, work_seconds=0.3, began_at=NOW - 60)
+    kept = msgspec.json.encode(a_spec(2, 2)).decode()
+    status = msgspec.structs.replace(STATUS, limits=limits, stragglers=(slow,), accepted_spec=kept)
+    text = " ".join(printed(*description(an_observation(status), [], NOW)).split())
+    assert "Workers: 2 of 2 ranks Saves: to s3://bucket/clio, every 10 steps" in text
+    assert "step 1 s 6 s 64 samples: median 0.5 s, longest 0.75 s" in text
+    assert "saving 600 s 600 s nothing yet: the spec's" in text
+    assert "rank 3 1 1.50x 0.3 s 1m" in text

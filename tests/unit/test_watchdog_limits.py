@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mend.heard import StepSamples
 from mend.model import StepTimes
 from mend.protocol import Phase, RankExit, RankReport
 from mend.spec import Limits
-from mend.watchdog import limit_for, seconds_until_hung, step_limit
+from mend.watchdog import Bounds, bounds_for, step_bounds, until_bounds
 
 LIMITS = Limits(
     start_seconds=100,
     first_step_seconds=200,
     floor_seconds=1.5,
     ceiling_seconds=60,
+    pause_seconds=5,
     saving_seconds=300,
     evaluating_seconds=400,
 )
@@ -26,31 +30,58 @@ def rank(phase: Phase = Phase.STEP, idle: float = 0.0, steps: int = 5, number: i
     return RankReport(rank=number, pid=1, phase=phase, progress_seconds=idle, steps_done=steps, **more)
 
 
+def learnt(lengths: Sequence[float]) -> StepTimes:
+    """What the controller keeps of these steps."""
+    samples = StepSamples(attempt=1)
+    for seconds in lengths:
+        samples.learn(seconds)
+    return samples.times()
+
+
+def bounds_after(lengths: Sequence[float]) -> Bounds:
+    """What holds after these steps."""
+    found = step_bounds(learnt(lengths), LIMITS)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(
-    ("lengths", "limit"),
+    ("lengths", "limit", "patience"),
     [
-        ([], None),
-        ([0.5], 5.0),  # few samples: ten times the longest
-        ([0.5, 2.0, 0.5], 20.0),
-        ([1.0] * 8, 3.0),  # no spread: three medians
-        ([0.1] * 8, 1.5),  # never below the floor
-        ([50.0] * 8, 60.0),  # never above the ceiling
-        ([1.0] * 7 + [30.0], 3.0),  # one long step moves nothing
-        ([1.0, 2.0] * 4, 1.5 + 10 * 1.4826 * 0.5),  # a wide spread widens it
+        ([0.5], 5.0, 10.0),  # few samples: ten times the longest
+        ([0.5, 2.0, 0.5], 20.0, 25.0),
+        ([0.8] * 8, 1.6, 6.6),  # no spread: two medians, then a pause
+        ([4.0] * 8, 8.0, 32.0),  # of longer steps, eight
+        ([0.1] * 8, 1.5, 5.2),  # never below the floor
+        ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
+        ([1.0] * 12 + [30.0], 2.0, 60.0),  # one long step makes patient, and moves the limit not at all
+        ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 3 * 3.0),  # the second time, it is a habit
+        ([2.0] * 10 + [2.0 + 1.2 * 0.6745] * 5, 2.0 + 3.5 * 1.2, 2.0 + 15 * 1.2),  # a wide spread widens both
     ],
 )
-def test_step_limit(lengths: list[float], limit: float | None) -> None:
-    """Three medians, or ten deviations above the median, between floor and ceiling."""
-    found = step_limit(StepTimes(seconds=tuple(lengths)), LIMITS)
-    assert found == (limit if limit is None else pytest.approx(limit))
+def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -> None:
+    """Medians, spreads and peaks, whichever allows most; patience never ends within a pause of the limit."""
+    found = bounds_after(lengths)
+    assert found.limit == pytest.approx(limit, rel=1e-3)
+    assert found.patience == pytest.approx(patience, rel=1e-3)
 
 
-@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=64))
-def test_step_limit_stays_between_floor_and_ceiling(lengths: list[float]) -> None:
-    """Whatever the steps were like."""
-    found = step_limit(StepTimes(seconds=tuple(lengths)), LIMITS)
-    assert found is not None
-    assert LIMITS.floor_seconds <= found <= LIMITS.ceiling_seconds
+def test_without_steps_there_is_nothing_learnt() -> None:
+    """The spec's limit for a first step holds then."""
+    assert step_bounds(StepTimes(), LIMITS) is None
+
+
+@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=100))
+def test_bounds_stay_between_floor_and_ceiling(lengths: list[float]) -> None:
+    """Whatever the steps were like; and nobody is killed before the gang counts as hung."""
+    found = bounds_after(lengths)
+    assert LIMITS.floor_seconds <= found.limit <= found.patience <= LIMITS.ceiling_seconds
+
+
+@given(st.lists(st.floats(0.1, 1.2), min_size=8, max_size=64), st.floats(0.1, 1.2))
+def test_a_step_twice_as_long_as_ever_never_costs_a_rank(lengths: list[float], last: float) -> None:
+    """Patience is longer than twice the longest step that this attempt has seen."""
+    assert bounds_after([*lengths, last]).patience > 2 * max(*lengths, last)
 
 
 @pytest.mark.parametrize(
@@ -62,41 +93,45 @@ def test_step_limit_stays_between_floor_and_ceiling(lengths: list[float]) -> Non
         (rank(Phase.EXITING), 300),
         (rank(Phase.EVALUATING), 400),
         (rank(Phase.STEP, steps=0), 200),  # compiles
-        (rank(Phase.DATA), 3.0),
-        (rank(Phase.STEP), 3.0),
-        (rank(Phase.COLLECTIVE), 3.0),
+        (rank(Phase.DATA), 2.0),
+        (rank(Phase.STEP), 2.0),
+        (rank(Phase.COLLECTIVE), 2.0),
     ],
 )
 def test_each_phase_has_its_limit(report: RankReport, limit: float) -> None:
     """Until something was learnt, the spec's limits hold; a step is learnt once the process has made its first."""
-    assert limit_for(report, StepTimes(seconds=(1.0,) * 8), LIMITS) == limit
+    assert bounds_for(report, StepTimes(seconds=(1.0,) * 8), LIMITS).limit == limit
 
 
-@pytest.mark.parametrize(("longest", "limit"), [(0.001, LIMITS.floor_seconds), (5.0, 50.0), (90.0, 300.0)])
-def test_saving_is_learnt_from_its_longest_gap(longest: float, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("longest", "bounds"), [(0.001, (LIMITS.floor_seconds, 6.5)), (5.0, (50.0, 55.0)), (90.0, (300.0, 300.0))]
+)
+def test_saving_is_learnt_from_its_longest_gap(longest: float, bounds: tuple[float, float]) -> None:
     """Ten times the longest time between two marks, within the floor of all learnt limits and the spec's limit."""
     times = StepTimes(longest_gaps={Phase.SAVING: longest})
-    assert limit_for(rank(Phase.SAVING), times, LIMITS) == limit
-    assert limit_for(rank(Phase.EVALUATING), times, LIMITS) == LIMITS.evaluating_seconds
+    assert bounds_for(rank(Phase.SAVING), times, LIMITS) == bounds
+    assert bounds_for(rank(Phase.EVALUATING), times, LIMITS).limit == LIMITS.evaluating_seconds
 
 
 @pytest.mark.parametrize(("steps", "limit"), [(0, 200), (1, 200), (2, 5.0)])
 def test_a_new_controller_knows_the_last_step(steps: int, limit: float) -> None:
     """Samples are lost with the controller that took them; a gang that hangs just then makes no new ones."""
-    assert limit_for(rank(Phase.STEP, steps=steps, step_seconds=0.5), StepTimes(), LIMITS) == limit
+    assert bounds_for(rank(Phase.STEP, steps=steps, step_seconds=0.5), StepTimes(), LIMITS).limit == limit
 
 
 def test_one_that_saves_explains_why_the_others_wait() -> None:
     """The gang is late only when each rank is late by the limit of its own phase."""
     times = StepTimes(seconds=(1.0,) * 8)
     waiting = [rank(idle=50.0, number=n) for n in range(3)]
-    assert seconds_until_hung((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS) == 250.0
-    assert seconds_until_hung((*waiting,), times, LIMITS) == -47.0
+    found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
+    assert found is not None
+    assert found.limit == 250.0
+    assert until_bounds(waiting, times, LIMITS) == (-48.0, -42.0)
 
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
     times = StepTimes(seconds=(1.0,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
-    assert seconds_until_hung((dead, rank(idle=1.0, number=1)), times, LIMITS) == 2.0
-    assert seconds_until_hung((dead,), times, LIMITS) is None
+    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 7.0)
+    assert until_bounds((dead,), times, LIMITS) is None

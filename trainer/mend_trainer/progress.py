@@ -38,7 +38,7 @@ class _Word(IntEnum):
     MARKED_NS = 1  # time of the last mark of any kind
     PHASE = 2  # index in protocol.Phase
     PHASE_NS = 3  # when that phase began
-    STEP = 4  # last completed step; tells that the next four belong to it, or to a newer one
+    STEP = 4  # last completed step; tells that the next four, STEPPED_NS and WAITED_NS belong to it, or to a newer one
     STEP_SECONDS = 5
     STEPS_DONE = 6
     LOSS = 7
@@ -46,6 +46,8 @@ class _Word(IntEnum):
     LOSS_STATE = 9  # 0: none yet, 1: finite, 2: NaN or infinite
     COMMITTED_STEP = 10  # last step whose save this rank knows to be committed
     SAVE_REQUESTED = 11  # the only word that the agent writes: grows with every wish for a save
+    STEPPED_NS = 12  # length of all steps of this process
+    WAITED_NS = 13  # of that spent waiting for other ranks; 0: not measured
     LONGEST_GAPS_NS = 16  # and the seven after it: the longest time between two marks in each phase
     CAN_REJOIN = 24  # 1 while the process could go on in another attempt
 
@@ -60,7 +62,21 @@ class _LossState(IntEnum):
 _MARKED_NS: Final = int(_Word.MARKED_NS)
 _PHASE: Final = int(_Word.PHASE)
 _PHASE_NS: Final = int(_Word.PHASE_NS)
+_STEP: Final = int(_Word.STEP)
+_STEP_SECONDS: Final = int(_Word.STEP_SECONDS)
+_STEPS_DONE: Final = int(_Word.STEPS_DONE)
+_LOSS: Final = int(_Word.LOSS)
+_TOKENS: Final = int(_Word.TOKENS)
+_LOSS_STATE: Final = int(_Word.LOSS_STATE)
+_COMMITTED_STEP: Final = int(_Word.COMMITTED_STEP)
+_SAVE_REQUESTED: Final = int(_Word.SAVE_REQUESTED)
+_STEPPED_NS: Final = int(_Word.STEPPED_NS)
+_WAITED_NS: Final = int(_Word.WAITED_NS)
 _LONGEST_GAPS_NS: Final = int(_Word.LONGEST_GAPS_NS)
+_CAN_REJOIN: Final = int(_Word.CAN_REJOIN)
+_WORDS: Final = max(_Word) + 1
+_NO_LOSS: Final = int(_LossState.NONE)
+_NONFINITE: Final = int(_LossState.NONFINITE)
 _now_ns: Final = time.monotonic_ns
 
 
@@ -82,6 +98,8 @@ class PageSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     committed_step: int
     save_requested: int
+    stepped_seconds: float  # length of all steps of this process
+    waited_seconds: float  # of that for other ranks; 0: not measured
     can_rejoin: bool
     longest_gaps: dict[Phase, float]  # seconds between two marks, for each phase that was seen
 
@@ -140,9 +158,10 @@ def create_page(path: Path) -> None:
 class ProgressPage:
     """The writer's side, in the rank. Not for use by several threads at once."""
 
-    __slots__ = ("_doubles", "_mapping", "_words")
+    __slots__ = ("_doubles", "_mapping", "_waited_ns", "_words")
 
     def __init__(self, mapping: _Mapping) -> None:
+        self._waited_ns = 0  # in the step that is not completed yet
         self._mapping = mapping
         self._words = mapping.words
         self._doubles = mapping.doubles
@@ -181,13 +200,20 @@ class ProgressPage:
         """Step `step` is done after `seconds`; `tokens` is the total of the run so far."""
         words = self._words
         if loss is not None:
-            self._doubles[_Word.LOSS] = loss
-            words[_Word.LOSS_STATE] = _LossState.FINITE if math.isfinite(loss) else _LossState.NONFINITE
-        self._doubles[_Word.STEP_SECONDS] = seconds
-        words[_Word.TOKENS] = tokens
-        words[_Word.STEPS_DONE] += 1
+            self._doubles[_LOSS] = loss
+            words[_LOSS_STATE] = _LossState.FINITE if math.isfinite(loss) else _LossState.NONFINITE
+        self._doubles[_STEP_SECONDS] = seconds
+        words[_TOKENS] = tokens
+        words[_STEPPED_NS] += int(seconds * 1e9)
+        words[_WAITED_NS] += self._waited_ns
+        self._waited_ns = 0
+        words[_STEPS_DONE] += 1
         self._mark(_now_ns())
-        words[_Word.STEP] = step
+        words[_STEP] = step
+
+    def waited(self, nanoseconds: int) -> None:
+        """So much of the present step was spent waiting for other ranks; told with the step."""
+        self._waited_ns += nanoseconds
 
     def _mark(self, now: int) -> None:
         words = self._words
@@ -242,27 +268,36 @@ class PageReader:
 
     def read(self) -> PageSnapshot:
         """What the page says now."""
-        words, doubles = self._mapping.words, self._mapping.doubles
-        phase = words[_PHASE]  # telling words first, see the module's docstring
-        step = words[_Word.STEP]
-        state = words[_Word.LOSS_STATE]
-        loss = doubles[_Word.LOSS]
+        live, doubles = self._mapping.words, self._mapping.doubles
+        phase, step, state = (
+            live[_PHASE],
+            live[_STEP],
+            live[_LOSS_STATE],
+        )  # telling words first, see the module's docstring
+        loss, seconds = doubles[_LOSS], doubles[_STEP_SECONDS]
+        words = live[
+            :_WORDS
+        ].tolist()  # one call for the rest: a lookup each would cost more than all that is done here
         now = _now_ns()
         return PageSnapshot(
             phase=_PHASES[phase] if 0 <= phase < len(_PHASES) else Phase.STARTING,
             phase_seconds=_age(now, words[_PHASE_NS]),
             progress_seconds=_age(now, words[_MARKED_NS]),
             step=step,
-            step_seconds=doubles[_Word.STEP_SECONDS],
-            steps_done=words[_Word.STEPS_DONE],
-            loss=loss if state != _LossState.NONE and math.isfinite(loss) else None,
-            nonfinite=state == _LossState.NONFINITE,
-            tokens=words[_Word.TOKENS],
-            committed_step=words[_Word.COMMITTED_STEP],
-            save_requested=words[_Word.SAVE_REQUESTED],
-            can_rejoin=bool(words[_Word.CAN_REJOIN]),
+            step_seconds=seconds,
+            steps_done=words[_STEPS_DONE],
+            loss=loss if state != _NO_LOSS and math.isfinite(loss) else None,
+            nonfinite=state == _NONFINITE,
+            tokens=words[_TOKENS],
+            committed_step=words[_COMMITTED_STEP],
+            save_requested=words[_SAVE_REQUESTED],
+            stepped_seconds=words[_STEPPED_NS] / 1e9,
+            waited_seconds=words[_WAITED_NS] / 1e9,
+            can_rejoin=bool(words[_CAN_REJOIN]),
             longest_gaps={
-                phase: gap / 1e9 for code, phase in enumerate(_PHASES) if (gap := words[_LONGEST_GAPS_NS + code]) > 0
+                phase: gap / 1e9
+                for phase, gap in zip(_PHASES, words[_LONGEST_GAPS_NS:_CAN_REJOIN], strict=True)
+                if gap > 0
             },
         )
 

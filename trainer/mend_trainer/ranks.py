@@ -108,6 +108,8 @@ class Rank:
             step=page.step,
             step_seconds=page.step_seconds,
             steps_done=page.steps_done,
+            stepped_seconds=page.stepped_seconds,
+            waited_seconds=page.waited_seconds,
             loss=page.loss,
             nonfinite=page.nonfinite,
             tokens=page.tokens,

@@ -51,6 +51,7 @@ from mend_trainer.progress import ProgressPage
 from mend_trainer.rejoining import Rejoining, describe
 from mend_trainer.reporting import Reporter
 from mend_trainer.rng import rng_state, set_rng_state
+from mend_trainer.waiting import watch_waiting
 
 _RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader")
 _FINAL_SAVES: Final = 3  # tries, each as patient as the store's own retries
@@ -102,6 +103,7 @@ class Session(Generic[B]):
         self.rank = dist.get_rank() if self._distributed else 0
         self.world_size = dist.get_world_size() if self._distributed else 1
         self._model = model
+        self._optimizer = optimizer
         self._loader = loader
         self._rehearse = rehearse
         self._plan = checkpoint
@@ -159,6 +161,8 @@ class Session(Generic[B]):
 
     def __enter__(self) -> Session[B]:
         self._enter_attempt()
+        if self._distributed:
+            watch_waiting(self._model, self._optimizer, self._page.waited)
         return self
 
     def _enter_attempt(self) -> None:
@@ -275,6 +279,7 @@ class Session(Generic[B]):
                 self._curve.settle()
                 if not self._save(self._checkpointer):
                     self._agreement.postpone()
+                self._step_began = time.monotonic()  # a save is no part of the next step
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
