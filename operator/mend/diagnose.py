@@ -91,6 +91,7 @@ def _crashed(spec: Spec, seen: Observation) -> Incident | None:
         fatal=(code in FATAL_EXIT_CODES) or (cause.error is not None and cause.error.fatal),
         needs_evidence=is_open and not asked and any(rank not in ended for rank in seen.ranks),
         fingerprint=_fingerprint(cause) if failure is FailureClass.USER else "",
+        before_stepping=cause.steps_done == 0,
     )
 
 
@@ -135,7 +136,7 @@ def _fingerprint(rank: RankReport) -> str:
         if rank.error
         else f"exit {rank.exit.code if rank.exit else None}"
     )
-    return f"{VARYING.sub('#', how)} after step {rank.step}"
+    return f"{VARYING.sub('#', how)} " + (f"after step {rank.step}" if rank.steps_done else "before its first step")
 
 
 # ---------------------------------------------------------------- a loss that is no number

@@ -59,6 +59,8 @@ def a_run(*steps: int, spoilt: bool = False, **status: object) -> Observation:
 
 HUNG = an_incident(IncidentKind.HUNG, FailureClass.HANG)
 RAISED = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint="ValueError after step 7")
+STALE = "OSError: Stale file handle before its first step"
+AT_START = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint=STALE, before_stepping=True)
 CORRUPT = an_incident(IncidentKind.CORRUPT, FailureClass.INFRASTRUCTURE)
 DIVERGED = an_incident(IncidentKind.DIVERGED, FailureClass.USER)
 LOST = an_incident(IncidentKind.LOST, FailureClass.INFRASTRUCTURE, workers=(1,))
@@ -75,6 +77,18 @@ CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
     "an exception": (a_run(3), RAISED, [], Tier.RESTART_RANKS),
     "an exception in a recovery: another machine has the same code": (a_run(3), RAISED, [BROKEN], Tier.RESTART_RANKS),
     "the same exception": (a_run(3), RAISED, [SAME, BACK], Tier.GIVE_UP),
+    "the same exception at the start, after the run was back": (
+        a_run(3),
+        AT_START,
+        [a_record(1, recovered=True, fingerprint=STALE)],
+        Tier.RESTART_RANKS,
+    ),
+    "the same exception at the start, twice in a row": (
+        a_run(3),
+        AT_START,
+        [a_record(1, recovered=False, fingerprint=STALE)],
+        Tier.GIVE_UP,
+    ),
     "no budget left": (a_run(3, spent=SPENT), RAISED, [], Tier.GIVE_UP),
     "another class has budget left": (a_run(3, spent=SPENT), HUNG, [], Tier.RESTART_RANKS),
     "trying again cannot help": (a_run(3), FATAL, [], Tier.GIVE_UP),
@@ -152,6 +166,12 @@ def test_the_tier(case: str) -> None:
 def test_budgets_are_refilled_as_time_passes() -> None:
     """Only what was spent within the window counts."""
     assert tiers.choose(SPEC, a_run(3, spent=SPENT), RAISED, [], 4300.0)[0] is Tier.RESTART_RANKS
+
+
+def test_an_old_failure_is_no_proof_that_trying_again_cannot_help() -> None:
+    """The same failure at the same step ends a run only within the window in which budgets are counted."""
+    assert tiers.choose(SPEC, a_run(3), RAISED, [SAME], 91.0 + 3599.0)[0] is Tier.GIVE_UP
+    assert tiers.choose(SPEC, a_run(3), RAISED, [SAME], 91.0 + 3600.0)[0] is Tier.RESTART_RANKS
 
 
 def test_giving_up_says_which_field_to_raise() -> None:
