@@ -33,6 +33,7 @@ from mend.model import Observation, PodPhase, WorkerPod
 from mend.noted import accepted_spec
 from mend.observe import LOG_LINES, bare_observation, belongs_to, decoded, targets, worker_pod
 from mend.prefixes import Prefixes
+from mend.presence import never_ran
 from mend.protocol import CONTROLLER_NAME, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER, Point
 from mend.spec import InvalidSpec, Spec, parse_spec
 
@@ -304,7 +305,7 @@ class Controller:
         told = known.log_tails = known.log_tails or {}
         pods = []
         for pod in sorted(mine, key=lambda each: (each.index, each.attempt)):
-            if pod.phase is PodPhase.FAILED and pod.uid not in told:
+            if pod.phase is PodPhase.FAILED and pod.uid not in told and not never_ran(pod):
                 told[pod.uid] = await self._last_lines(namespace, pod.name)
             pods.append(msgspec.structs.replace(pod, log_tail=told.get(pod.uid, ())))
         return tuple(pods)

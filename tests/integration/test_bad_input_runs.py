@@ -207,6 +207,34 @@ def test_a_command_that_does_not_exist_fails_at_once(cluster: TrainingCluster) -
     assert cluster.status("lost").recoveries == 0
 
 
+def test_an_image_without_the_agent_fails_at_once(cluster: TrainingCluster) -> None:
+    """No second try for an image in which the container runtime does not find mend's agent."""
+    run = a_run(cluster, "agentless", env={"PATH": "/nowhere"})
+    cluster.apply(run)
+    message = cluster.condition("agentless", "Failed")
+    assert 'exec: "mend-agent": executable file not found in $PATH' in message
+    status = cluster.status("agentless")
+    assert (status.recoveries, [each.failure for each in status.incidents]) == (0, [FailureClass.USER])
+
+
+def test_an_image_whose_agent_cannot_start_is_given_up_with_its_traceback(cluster: TrainingCluster) -> None:
+    """What ends before its agent was heard is paid from the user's budget: a few tries, then the traceback."""
+    broken = cluster.folder / "broken"
+    broken.mkdir()
+    (broken / "aiohttp.py").write_text("raise ImportError('libssl.so.3: cannot open shared object file')")
+    run = a_run(cluster, "broken", env={"PYTHONPATH": str(broken)})
+    run["spec"]["recovery"] = {"budgets": {"user": 1}}
+    cluster.apply(run)
+    message = cluster.condition("broken", "Failed")
+    assert message.startswith("GaveUp: ")
+    assert "Traceback (most recent call last)" in message
+    assert "ImportError: libssl.so.3: cannot open shared object file" in message
+    assert "raise spec.recovery.budgets.user" in message
+    status = cluster.status("broken")
+    assert (status.attempt, status.recoveries) == (2, 1)
+    assert [each.failure for each in status.incidents] == [FailureClass.USER] * 2
+
+
 def test_a_success_without_training_is_no_endless_loop(cluster: TrainingCluster) -> None:
     """A command that ends with 0 at once has succeeded, whatever it did."""
     run = a_run(cluster, "easy")
