@@ -325,7 +325,7 @@ def _names(actions: tuple[Any, ...]) -> str:
 def _add_demo(commands: Any) -> None:
     sub = commands.add_parser("demo", help="watch mend bring a run back from a crash and a hang, on this machine")
     sub.add_argument("--folder", type=Path, default=Path("demo"), help="results (default: %(default)s)")
-    sub.add_argument("--steps", type=int, default=120, help="steps of each run (default: %(default)s)")
+    sub.add_argument("--steps", type=int, default=120, help="steps of each run, 40 or more (default: %(default)s)")
     sub.set_defaults(run=_demo)
 
 
