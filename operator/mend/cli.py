@@ -26,7 +26,7 @@ from mend.kube.client import PODS, KubeClient
 from mend.kube.election import Elector, Timing
 from mend.kube.errors import ApiError
 from mend.metrics import Metrics
-from mend.observe import bare_observation, worker_pod
+from mend.observe import bare_observation, own_word, worker_pod
 from mend.protocol import LABEL_RUN
 from mend.serve import application, serving, token_file
 from mend.story import tell
@@ -194,7 +194,7 @@ def _get(options: argparse.Namespace) -> None:
         print(f"no TrainingRun in {where}", file=sys.stderr)
         return
     now = time.time()
-    seen = sorted((bare_observation(run, now) for run in runs), key=lambda each: (each.namespace, each.name))
+    seen = sorted((own_word(run, now) for run in runs), key=lambda each: (each.namespace, each.name))
     table = runs_table(seen, now, with_namespace=options.all_namespaces)
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
