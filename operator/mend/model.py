@@ -93,6 +93,7 @@ class Incident(Fact, frozen=True, kw_only=True):
     fatal: bool = False  # trying again cannot help
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
     fingerprint: str = ""  # equal for the same user error at the same step
+    of_the_store: bool = False  # another machine would fare no better
     before_stepping: bool = False  # no step is known at which it happened: the process had not completed one
 
 

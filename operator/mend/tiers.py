@@ -30,7 +30,7 @@ def choose(
     has_failed = open_in_a_row(earlier) > 0
     if first is FirstTier.REJOIN and not has_failed and to_keep(spec, seen, incident):
         return Tier.REJOIN, "the other ranks can go on in their processes"
-    in_place = incident.failure is FailureClass.USER or incident.kind is IncidentKind.CORRUPT
+    in_place = incident.failure is FailureClass.USER or incident.of_the_store or incident.kind is IncidentKind.CORRUPT
     if first is FirstTier.REPLACE_WORKER and not in_place:
         return Tier.REPLACE_WORKER, "spec.recovery.firstTier"
     is_worth_another = has_failed and earlier[-1].tier is not Tier.REJOIN and not in_place

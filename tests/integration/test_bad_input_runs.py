@@ -182,6 +182,24 @@ def test_a_full_disk_while_saving_costs_saves_and_never_the_run(cluster: Trainin
     cluster.delete("full")
 
 
+def test_a_disk_that_is_full_at_the_end_is_nobodys_fault(cluster: TrainingCluster) -> None:
+    """The last step cannot be saved, time and again: no rank is blamed, the run never fails, and ends once it can."""
+    run = cluster.run("brimful", env={"STEPS": "15", "FINAL_SAVE_SECONDS": "0"})
+    run["spec"]["checkpoint"] = {"uri": f"file://{cluster.folder}/brimful", "interval": "10 steps"}
+    for rank in (0, 1):
+        cluster.ask_fault("brimful", rank, "fill-disk!")  # and again whenever it is restarted
+    cluster.apply(run)
+    cluster.until("brimful", lambda status: status.recoveries >= 3, "it is tried again")
+    for rank in (0, 1):
+        (cluster.faults_of("brimful") / f"rank-{rank}").unlink()
+    status = cluster.succeeded("brimful")
+    assert {
+        (each.kind, each.failure, each.fingerprint, each.culprit_ranks, each.tier) for each in status.incidents
+    } == {(IncidentKind.CRASHED, FailureClass.INFRASTRUCTURE, "", (), Tier.RESTART_RANKS)}
+    assert "could not save its last step" in status.incidents[0].summary
+    assert (status.step, status.checkpoint and status.checkpoint.step) == (14, 14)
+
+
 # ---------------------------------------------------------------- the program
 def test_a_program_that_ends_at_once_is_given_up_with_its_traceback(cluster: TrainingCluster) -> None:
     """The same exception twice is enough: the run fails with the traceback, and no pod goes on."""

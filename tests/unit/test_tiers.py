@@ -64,6 +64,7 @@ AT_START = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint=STAL
 CORRUPT = an_incident(IncidentKind.CORRUPT, FailureClass.INFRASTRUCTURE)
 DIVERGED = an_incident(IncidentKind.DIVERGED, FailureClass.USER)
 LOST = an_incident(IncidentKind.LOST, FailureClass.INFRASTRUCTURE, workers=(1,))
+UNSAVED = an_incident(IncidentKind.CRASHED, FailureClass.INFRASTRUCTURE, of_the_store=True)
 FATAL = an_incident(IncidentKind.CRASHED, FailureClass.USER, fatal=True)
 SAME = a_record(1, recovered=True, fingerprint="ValueError after step 7")
 BACK, BROKEN = a_record(1, recovered=True), a_record(2, recovered=False)
@@ -93,6 +94,12 @@ CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
     "another class has budget left": (a_run(3, spent=SPENT), HUNG, [], Tier.RESTART_RANKS),
     "trying again cannot help": (a_run(3), FATAL, [], Tier.GIVE_UP),
     "spoilt, but there are older ones": (a_run(3), CORRUPT, [BROKEN], Tier.RESTART_RANKS),
+    "a store that takes nothing, again: other pods would not be better off": (
+        a_run(3),
+        UNSAVED,
+        [a_record(1, recovered=False, tier=Tier.RESTART_RANKS)],
+        Tier.RESTART_RANKS,
+    ),
     "all are spoilt": (a_run(3, spoilt=True), CORRUPT, [], Tier.GIVE_UP),
     "diverged": (a_run(3, 5), DIVERGED, [], Tier.ROLL_BACK),
     "diverged with nothing to roll back to": (a_run(3), DIVERGED, [], Tier.GIVE_UP),
