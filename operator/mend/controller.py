@@ -92,6 +92,7 @@ class Controller:
         self._leads = False
         self._begin_term()
         metrics.follow_queue(self._queue.depth)
+        journal.follow_runs(lambda run: self._runs.index.get(*run.split("/", 1)) is not None)
 
     async def run(self, elector: Elector) -> None:
         """Campaign for leadership and lead whenever it is won, until cancelled."""
