@@ -277,7 +277,6 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
-    refused: bool = False  # the prefix belongs to another run: never start
 
 
 class StepTimes(Fact, frozen=True, kw_only=True):
