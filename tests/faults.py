@@ -161,6 +161,7 @@ def broken_promises(world: World) -> list[str]:
         *_attempts_grew(world),
         *_attempts_trained_one_after_the_other(world),
         *(f"a state off the lineage: {each}" for each in world.restored_wrongly),
+        *(f"pruned although it may be needed: {each}" for each in world.pruned_wrongly),
         *_launches_were_repeated_alike(world),
         *_nobody_healthy_was_blamed(world),
     ]

@@ -130,6 +130,12 @@ class Gang:
         """All steps are done."""
         return self.step >= self.last_step
 
+    def may_need(self) -> frozenset[str]:
+        """What it may start from until it has; afterwards its parent, all that its line has until it saves."""
+        if self.loaded_at is None:
+            return frozenset(ref.uri for ref in self.launch.restore)
+        return frozenset({self.restored.uri} if self.restored is not None and self.restored.uri else ())
+
     def advance(self, now: float) -> bool:
         """Lets time pass; whether a step was completed."""
         self._land_saves(now)

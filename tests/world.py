@@ -151,6 +151,7 @@ class World:
         self.trained: list[int] = []  # attempts in the order in which they made steps
         self.restored_wrongly: list[str] = []
         self.pruned: list[str] = []
+        self.pruned_wrongly: list[str] = []
         self.story: list[str] = []
         self.seen_status = RunStatus()
 
@@ -707,6 +708,8 @@ class World:
         return Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
 
     def _prune(self, uris: tuple[str, ...]) -> None:
+        needed = self.gangs[max(self.gangs)].may_need() if self.gangs else frozenset()
+        self.pruned_wrongly += [f"{uri} of attempt {max(self.gangs)}" for uri in uris if uri in needed]
         for uri in uris:
             if self.bucket.checkpoints.pop(uri, None) is not None:
                 self.pruned.append(uri)

@@ -58,8 +58,6 @@ class Catalog:
         try:
             self.claim(owner)
             return StoreView(listed=True, checkpoints=self.checkpoints(), caution=self._caution)
-        except PrefixOwned as error:
-            return StoreView(problem=str(error), problem_reason=error.reason, refused=True)
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
 

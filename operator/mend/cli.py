@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,7 +27,7 @@ from mend.kube.client import PODS, KubeClient
 from mend.kube.election import Elector, Timing
 from mend.kube.errors import ApiError
 from mend.metrics import Metrics
-from mend.observe import bare_observation, worker_pod
+from mend.observe import bare_observation, own_word, worker_pod
 from mend.protocol import LABEL_RUN
 from mend.serve import application, serving, token_file
 from mend.story import tell
@@ -83,6 +84,13 @@ def _add_controller(commands: Any) -> None:
     sub.add_argument(
         "--data-dir", type=Path, default=Path("mend-data"), help="journals and curves (default: %(default)s)"
     )
+    sub.add_argument(
+        "--journal-size",
+        type=_size_bytes,
+        default="1Gi",
+        metavar="SIZE",
+        help="of the volume at --data-dir, half of which is used at the most, for example 512Mi (default: %(default)s)",
+    )
     sub.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="metrics (default: any free port)")
     sub.add_argument("--token-file", type=Path, help="file with the bearer token that guards the metrics")
     sub.add_argument(
@@ -105,6 +113,13 @@ def _lease_seconds(text: str) -> int:
     return int(text)
 
 
+def _size_bytes(text: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]*)(Mi|Gi)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number of Mi or Gi, for example 1Gi")
+    return int(found[1]) << {"Mi": 20, "Gi": 30}[found[2]]
+
+
 async def _controller(options: argparse.Namespace) -> None:
     from prometheus_client import REGISTRY
 
@@ -123,7 +138,7 @@ async def _controller(options: argparse.Namespace) -> None:
         controller = Controller(
             client,
             namespace=options.namespace,
-            journal=_journal_in(options.data_dir),
+            journal=_journal_in(options.data_dir, options.journal_size // 2),
             metrics=metrics,
             instance=instance,
             clock=clock,
@@ -140,9 +155,9 @@ async def _controller(options: argparse.Namespace) -> None:
         await client.close()
 
 
-def _journal_in(folder: Path) -> Journal:
+def _journal_in(folder: Path, most_bytes: int) -> Journal:
     try:
-        return Journal(folder)
+        return Journal(folder, most_bytes)
     except OSError as error:
         raise UserError(f"--data-dir {folder}: {error.strerror}; journals and curves are written there") from error
 
@@ -194,7 +209,7 @@ def _get(options: argparse.Namespace) -> None:
         print(f"no TrainingRun in {where}", file=sys.stderr)
         return
     now = time.time()
-    seen = sorted((bare_observation(run, now) for run in runs), key=lambda each: (each.namespace, each.name))
+    seen = sorted((own_word(run, now) for run in runs), key=lambda each: (each.namespace, each.name))
     table = runs_table(seen, now, with_namespace=options.all_namespaces)
     Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
 
@@ -325,7 +340,7 @@ def _names(actions: tuple[Any, ...]) -> str:
 def _add_demo(commands: Any) -> None:
     sub = commands.add_parser("demo", help="watch mend bring a run back from a crash and a hang, on this machine")
     sub.add_argument("--folder", type=Path, default=Path("demo"), help="results (default: %(default)s)")
-    sub.add_argument("--steps", type=int, default=120, help="steps of each run (default: %(default)s)")
+    sub.add_argument("--steps", type=int, default=120, help="steps of each run, 40 or more (default: %(default)s)")
     sub.set_defaults(run=_demo)
 
 

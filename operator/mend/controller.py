@@ -25,7 +25,7 @@ from mend.journal import Entry, Journal, changes_something
 from mend.kube.client import NODES, PODS, SECRETS, SERVICES, Json, KubeClient
 from mend.kube.election import Elector, Fence, NotLeader
 from mend.kube.errors import ApiError, Conflict, NotFound
-from mend.kube.events import EventRecorder
+from mend.kube.events import EventRecorder, Regarding
 from mend.kube.queue import WorkQueue
 from mend.kube.reflector import Reflector, all_synced
 from mend.metrics import Metrics, WatchFigures
@@ -33,7 +33,8 @@ from mend.model import Observation, PodPhase, WorkerPod
 from mend.noted import accepted_spec
 from mend.observe import LOG_LINES, bare_observation, belongs_to, decoded, targets, worker_pod
 from mend.prefixes import Prefixes
-from mend.protocol import CONTROLLER_NAME, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER, Point
+from mend.presence import never_ran
+from mend.protocol import API_VERSION, CONTROLLER_NAME, KIND, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER, Point
 from mend.spec import InvalidSpec, Spec, parse_spec
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class _Known:
     """What is kept in mind of one run between two looks; all of it can be had again."""
 
     uid: str
+    unreadable: str = ""  # what is wrong with its status, as told to its owner
     written: Json | None = None  # the run as last written by this controller
     token: str | None = None
     has_service: bool = False
@@ -90,6 +92,7 @@ class Controller:
         self._leads = False
         self._begin_term()
         metrics.follow_queue(self._queue.depth)
+        journal.follow_runs(lambda run: self._runs.index.get(*run.split("/", 1)) is not None)
 
     async def run(self, elector: Elector) -> None:
         """Campaign for leadership and lead whenever it is won, until cancelled."""
@@ -180,7 +183,8 @@ class Controller:
                 self._doubted.add(run)  # decided on old facts
                 self._queue.failed(run)
             except UnreadableStatus as error:
-                log.error("run %s is left alone: %s", "/".join(run), error)  # guessing could start it from scratch
+                seconds, problem = self._queue.failed(run), error  # guessing instead could start it from scratch
+                log.error("run %s is left alone: %s; looked at again in %.1f s", "/".join(run), error, seconds)
             except ApiError as error:
                 seconds, problem = self._queue.failed(run), error
                 log.warning("run %s: %s; again in %.1f s", "/".join(run), error, seconds)
@@ -209,7 +213,7 @@ class Controller:
         try:
             spec = parse_spec(run.get("spec"))
         except InvalidSpec as invalid:
-            seen = bare_observation(run, now)
+            seen = self._bare(run, known, now)
             kept = accepted_spec(seen.status)
             if kept is None:
                 rejection = reject(invalid.problems, seen, now)
@@ -255,7 +259,7 @@ class Controller:
         self, run: Json, spec: Spec, known: _Known, pool: AgentPool, prefixes: Prefixes, now: float
     ) -> Observation:
         key = _key(run)
-        bare = bare_observation(run, now)
+        bare = self._bare(run, known, now)
         await self._find_objects(key, known)
         pods = await self._worker_pods(key, bare.uid, known, now)
         pool.fence(key, bare.status.attempt)
@@ -274,6 +278,19 @@ class Controller:
             has_token=known.token is not None,
             predecessors=self._predecessors(key, bare.uid),
         )
+
+    def _bare(self, run: Json, known: _Known, now: float) -> Observation:
+        """The run by its own word; a word that cannot be read is told to its owner, once, and raised."""
+        try:
+            seen = bare_observation(run, now)
+        except UnreadableStatus as error:
+            if known.unreadable != str(error):
+                known.unreadable = str(error)
+                about = Regarding(API_VERSION, KIND, *_key(run), known.uid)
+                self._recorder.record(about, "Warning", "UnreadableStatus", f"the run is left alone: {error}")
+            raise
+        known.unreadable = ""
+        return seen
 
     def _predecessors(self, key: RunKey, uid: str) -> tuple[str, ...]:
         """Pods that a deleted run of this name has left: they may yet save."""
@@ -305,7 +322,7 @@ class Controller:
         told = known.log_tails = known.log_tails or {}
         pods = []
         for pod in sorted(mine, key=lambda each: (each.index, each.attempt)):
-            if pod.phase is PodPhase.FAILED and pod.uid not in told:
+            if pod.phase is PodPhase.FAILED and pod.uid not in told and not never_ran(pod):
                 told[pod.uid] = await self._last_lines(namespace, pod.name)
             pods.append(msgspec.structs.replace(pod, log_tail=told.get(pod.uid, ())))
         return tuple(pods)

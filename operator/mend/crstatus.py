@@ -39,7 +39,8 @@ def from_resource(raw: Any) -> RunStatus:
             condition.pop("observedGeneration", None)
         return msgspec.convert(plain, RunStatus)
     except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
-        raise UnreadableStatus(f"status: {error}; delete the status or restore it from a backup") from error
+        remedy = "if a newer mend wrote it, run that one again; else delete the status or restore it from a backup"
+        raise UnreadableStatus(f"status: {error}; {remedy}") from error
 
 
 def _walked(value: Any, convert: Callable[[Any], Any]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from mend.model import Verdict
-from mend.protocol import SAVE_GROUP, ExitCode, GroupProgress, Phase, RankEvidence, RankReport
+from mend.protocol import SAVE_GROUP, STORE_EXIT_CODES, ExitCode, GroupProgress, Phase, RankEvidence, RankReport
 
 STOPPED = frozenset("Tt")
 UNINTERRUPTIBLE = frozenset("D")
@@ -51,8 +51,10 @@ def is_symptom(rank: RankReport) -> bool:
 def of_crash(ended: Sequence[RankReport]) -> Verdict:
     """The culprit among ranks that have ended or raised: those whose end is no symptom; all, if all raised alike."""
     causes = [rank for rank in ended if not is_symptom(rank)]
-    if causes and all(rank.exit is not None and rank.exit.code == ExitCode.STORAGE for rank in causes):
-        return Verdict(reasons=("no checkpoint can be read, which is no rank's fault",))
+    if causes and all(rank.exit is not None and rank.exit.code in STORE_EXIT_CODES for rank in causes):
+        unsaved = any(rank.exit is not None and rank.exit.code == ExitCode.UNSAVED for rank in causes)
+        what = "the last step cannot be saved" if unsaved else "no checkpoint can be read"
+        return Verdict(reasons=(f"{what}, which is no rank's fault",))
     if not causes:
         return Verdict(reasons=("every rank that ended was only cut off by a peer",))
     killed = [rank for rank in causes if rank.exit and rank.exit.signal]
@@ -78,6 +80,8 @@ def how_it_ended(rank: RankReport) -> str:
         return "was killed for using too much memory (OOM)"
     if rank.exit.signal is not None:
         return f"was killed by {signal_name(rank.exit.signal)}"
+    if rank.exit.code == ExitCode.UNSAVED:
+        return "could not save its last step: the store takes nothing"
     if rank.exit.code == ExitCode.STORAGE:
         return "could read none of its checkpoints"
     return f"exited with code {rank.exit.code}"

@@ -21,7 +21,7 @@ from mend.presence import (
     ranks_of,
     suspects,
 )
-from mend.protocol import FATAL_EXIT_CODES, ExitCode, RankEvidence, RankReport
+from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, RankEvidence, RankReport
 from mend.spec import Limits, Spec
 from mend.watchdog import until_bounds
 
@@ -73,7 +73,7 @@ def _crashed(spec: Spec, seen: Observation) -> Incident | None:
     asked = valid_evidence(seen)
     cause = next((rank for rank in ended if rank.rank in verdict.ranks), min(ended, key=culprit.is_symptom))
     code = cause.exit.code if cause.exit else None
-    is_open = not verdict.is_known and code != ExitCode.STORAGE
+    is_open = not verdict.is_known and code not in STORE_EXIT_CODES
     if is_open:
         if leaving or _may_be_settled_soon(spec, seen, ended):
             return None
@@ -93,6 +93,8 @@ def _crashed(spec: Spec, seen: Observation) -> Incident | None:
         fatal=(code in FATAL_EXIT_CODES) or (cause.error is not None and cause.error.fatal),
         needs_evidence=is_open and not asked and any(rank not in ended for rank in seen.ranks),
         fingerprint=_fingerprint(cause) if failure is FailureClass.USER else "",
+        of_the_store=code in STORE_EXIT_CODES,
+        before_stepping=cause.steps_done == 0,
     )
 
 
@@ -120,7 +122,7 @@ def _culprit_among_the_living(spec: Spec, seen: Observation, ended: list[RankRep
 def _failure_class(rank: RankReport) -> FailureClass:
     if rank.exit and rank.exit.oom_killed:
         return FailureClass.USER  # the same step would need the same memory again
-    if culprit.is_symptom(rank) or (rank.exit and rank.exit.code == ExitCode.STORAGE):
+    if culprit.is_symptom(rank) or (rank.exit and rank.exit.code in STORE_EXIT_CODES):
         return FailureClass.INFRASTRUCTURE
     if rank.error is None:
         killed = rank.exit is not None and rank.exit.signal is not None
@@ -137,7 +139,7 @@ def _fingerprint(rank: RankReport) -> str:
         if rank.error
         else f"exit {rank.exit.code if rank.exit else None}"
     )
-    return f"{VARYING.sub('#', how)} after step {rank.step}"
+    return f"{VARYING.sub('#', how)} " + (f"after step {rank.step}" if rank.steps_done else "before its first step")
 
 
 # ---------------------------------------------------------------- a loss that is no number

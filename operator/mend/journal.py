@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,12 +16,14 @@ import msgspec
 from mend.decide import decide
 from mend.model import Decision, Observation
 from mend.protocol import Point
+from mend.room import make_room
 from mend.spec import Spec
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ROTATE_BYTES = 32 << 20
+FOLDER_BYTES = 512 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +58,22 @@ class UnreadableJournal(ValueError):
 class Journal:
     """Appends to `<folder>/<run>.journal.jsonl` and `<run>.curve.jsonl`; the older half is dropped beyond 32 MiB.
 
-    A disk that is full, or a file that cannot be read, costs lines, never a recovery.
+    All files together stay below `most_bytes`: a pod whose volume grows beyond its limit is evicted. A disk that is
+    full, or a file that cannot be read, costs lines, never a recovery.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_bytes: int = FOLDER_BYTES) -> None:
         self._folder = folder
+        self._most_bytes = most_bytes
+        self._unchecked_bytes = most_bytes  # written since the folder was last measured: at first, who knows
+        self._is_living: Callable[[str], bool] = lambda run: True
         self._newest: dict[str, dict[str, tuple[int, int]]] = {}  # run -> name of a curve -> (attempt, step)
         self._problem = ""
         folder.mkdir(parents=True, exist_ok=True)
+
+    def follow_runs(self, is_living: Callable[[str], bool]) -> None:
+        """Ask this whether a run (namespace/name) is still there, whenever files have to go."""
+        self._is_living = is_living
 
     def decided(self, run: str, entry: Entry) -> None:
         """Note a decision that changes something."""
@@ -86,7 +96,7 @@ class Journal:
             self._append(self.curve_path(run), b"".join(lines))
 
     def forget(self, run: str) -> None:
-        """The run is gone; its files stay."""
+        """The run is gone; its files stay while there is room."""
         self._newest.pop(run, None)
 
     def path(self, run: str) -> Path:
@@ -111,6 +121,7 @@ class Journal:
 
     def _append(self, path: Path, raw: bytes) -> None:
         try:
+            self._make_room(len(raw))
             with path.open("ab") as file:
                 file.write(raw)
                 full = file.tell() > ROTATE_BYTES
@@ -122,6 +133,14 @@ class Journal:
             self._problem = str(error)
         else:
             self._problem = ""
+
+    def _make_room(self, more_bytes: int) -> None:
+        """An eighth of the bound may be written before the folder is measured again; so that much is kept free."""
+        eighth = self._most_bytes // 8
+        self._unchecked_bytes += more_bytes
+        if self._unchecked_bytes >= eighth:
+            make_room(self._folder, self._most_bytes - eighth, lambda stem: self._is_living(stem.replace("_", "/", 1)))
+            self._unchecked_bytes = more_bytes
 
 
 def _put_aside(*paths: Path) -> None:

@@ -94,6 +94,8 @@ class Incident(Fact, frozen=True, kw_only=True):
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
     patience_seconds: float = 0.0  # how much longer the gang may yet go on by itself: nobody is killed before
     fingerprint: str = ""  # equal for the same user error at the same step
+    of_the_store: bool = False  # another machine would fare no better
+    before_stepping: bool = False  # no step is known at which it happened: the process had not completed one
 
 
 class IncidentRecord(Fact, frozen=True, kw_only=True):
@@ -299,7 +301,6 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
-    refused: bool = False  # the prefix belongs to another run: never start
 
 
 class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once

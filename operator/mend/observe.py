@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from mend.agents import Target
-from mend.crstatus import from_resource
+from mend.crstatus import UnreadableStatus, from_resource
 from mend.model import Observation, PodPhase, WorkerPod
 from mend.protocol import AGENT_PORT, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
 
 JsonObject = Mapping[str, Any]
 LOG_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A run whose status cannot be read, how old it is, and what is wrong."""
+
+    namespace: str
+    name: str
+    age_seconds: float
+    problem: str
 
 
 def bare_observation(run: JsonObject, now: float) -> Observation:
@@ -28,6 +39,16 @@ def bare_observation(run: JsonObject, now: float) -> Observation:
         status=from_resource(run.get("status")),
         deleting=bool(meta.get("deletionTimestamp")),
     )
+
+
+def own_word(run: JsonObject, now: float) -> Observation | Unreadable:
+    """As `bare_observation`, for who has more runs to show than this one."""
+    try:
+        return bare_observation(run, now)
+    except UnreadableStatus as error:
+        meta = run["metadata"]
+        age_seconds = now - _seconds(meta.get("creationTimestamp"), now)
+        return Unreadable(meta["namespace"], meta["name"], age_seconds, str(error))
 
 
 def worker_pod(pod: JsonObject, nodes: Mapping[str, JsonObject], now: float) -> WorkerPod:

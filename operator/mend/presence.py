@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import inf
 
@@ -19,6 +20,15 @@ ENDED = (PodPhase.SUCCEEDED, PodPhase.FAILED)
 DISRUPTIONS = frozenset(
     {"Evicted", "Preempting", "Preempted", "NodeShutdown", "Terminated", "DisruptionTarget", "TaintManagerEviction"}
 )
+CANNOT_START = frozenset({"StartError", "ContainerCannotRun"})  # of containerd and cri-o; of docker
+# What runc says of a command that the image does not have. Hooks and mounts, which are the node's, fail in other words.
+UNUSABLE_COMMAND = re.compile(
+    r"\bexec:? .*(executable file not found|no such file|permission denied|exec format error|is a directory)",
+    re.IGNORECASE,
+)
+KILLED = 137  # the container's exit code after a SIGKILL
+# What an agent's process ends with for reasons that lie outside the image: it, and what mend or the kernel made of it.
+NOT_OF_THE_IMAGE = frozenset({ExitCode.SUCCEEDED, ExitCode.AGENT_FAILED, ExitCode.STOPPED, KILLED})
 STEPPING = frozenset({Phase.DATA, Phase.STEP, Phase.COLLECTIVE})
 
 
@@ -99,6 +109,11 @@ def rank_has_failed(rank: RankReport) -> bool:
     return rank.error is not None or (rank.exit is not None and not rank_has_finished(rank))
 
 
+def never_ran(pod: WorkerPod) -> bool:
+    """Whether its container could not even be started: there is no log, only the container runtime's word."""
+    return pod.reason in CANNOT_START
+
+
 # ---------------------------------------------------------------- who is gone
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -177,7 +192,7 @@ def _loss_before_launch(spec: Spec, seen: Observation, worker: int) -> Loss | No
     if pod is None or pod.deleting:
         return None
     if pod.phase in ENDED:
-        return _ended(worker, pod, 0.0)
+        return _ended(worker, pod, 0.0, image_has_worked=seen.status.step >= 0)
     if agent is None or agent.heartbeat is None:
         return _never_heard(spec, worker, pod, agent)
     if not is_silent(spec, agent):
@@ -233,7 +248,7 @@ def _patience(spec: Spec, seen: Observation, worker: int) -> float:
     return inf if stepping else spec.health.lost_after_seconds
 
 
-def _ended(worker: int, pod: WorkerPod, silent: float) -> Loss:
+def _ended(worker: int, pod: WorkerPod, silent: float, *, image_has_worked: bool = True) -> Loss:
     if pod.reason in DISRUPTIONS or pod.exit_code == ExitCode.TERMINATED:
         why = f"its pod was {pod.reason or 'terminated'}: {pod.message[:SAID_CHARACTERS]}".rstrip(": ")
         return Loss(worker, IncidentKind.PREEMPTED, why, silent, FailureClass.PREEMPTION)
@@ -241,9 +256,17 @@ def _ended(worker: int, pod: WorkerPod, silent: float) -> Loss:
     said = f": {said[:SAID_CHARACTERS]}" if said else ""
     code = f"exit code {pod.exit_code}" if pod.exit_code is not None else str(pod.phase)
     why = f"its agent ended with {code}" + (f" ({pod.reason})" if pod.reason else "") + said
-    # The same step would need the same memory again.
-    failure = FailureClass.USER if pod.reason == "OOMKilled" else FailureClass.INFRASTRUCTURE
-    return Loss(worker, IncidentKind.LOST, why, silent, failure, fatal=pod.exit_code in FATAL_EXIT_CODES)
+    # The same step would need the same memory again, and the same image would not start on another node.
+    unusable = never_ran(pod) and UNUSABLE_COMMAND.search(pod.message) is not None
+    fatal = unusable or pod.exit_code in FATAL_EXIT_CODES
+    is_users = fatal or pod.reason == "OOMKilled" or (not image_has_worked and _ended_by_itself(pod))
+    failure = FailureClass.USER if is_users else FailureClass.INFRASTRUCTURE
+    return Loss(worker, IncidentKind.LOST, why, silent, failure, fatal=fatal)
+
+
+def _ended_by_itself(pod: WorkerPod) -> bool:
+    """Whether what runs before the first rank does is at fault, and so would be on any node: an import that fails."""
+    return pod.exit_code is not None and pod.exit_code not in NOT_OF_THE_IMAGE and not never_ran(pod)
 
 
 def _may_yet_save(spec: Spec, seen: Observation, agent: AgentView | None) -> bool:

@@ -72,6 +72,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 1  # the training code raised; the traceback is in the report
     MISFIT = 65  # fatal: the checkpoint or configuration does not fit the model; trying again cannot help
     AGENT_FAILED = 70  # the agent itself broke
+    UNSAVED = 73  # the last step was trained, but the store would not take it
     STORAGE = 74  # no checkpoint could be read although the run has some
     STOPPED = 75  # told to stop by the controller; the run goes on elsewhere or later
     BAD_CONFIG = 78  # fatal: the agent's environment or the command is unusable
@@ -80,6 +81,7 @@ class ExitCode(IntEnum):
     TERMINATED = 143  # SIGTERM (the pod is going); state was saved if time allowed
 
 
+STORE_EXIT_CODES: Final = frozenset({ExitCode.UNSAVED, ExitCode.STORAGE})  # no rank's fault, on whatever machine
 FATAL_EXIT_CODES: Final = frozenset({ExitCode.MISFIT, ExitCode.BAD_CONFIG, ExitCode.CANNOT_EXECUTE, ExitCode.NOT_FOUND})
 
 

@@ -95,7 +95,7 @@ def event_reason(record: IncidentRecord) -> str:
 
 
 def last_words(seen: Observation, incident: Incident) -> str:
-    """The culprit's traceback, or the last lines it printed."""
+    """The culprit's traceback, or the last lines it printed, or why its container never ran."""
     for rank in seen.ranks:
         if rank.rank in incident.verdict.ranks:
             if rank.error is not None and rank.error.traceback:
@@ -103,6 +103,6 @@ def last_words(seen: Observation, incident: Incident) -> str:
             if rank.exit is not None and rank.exit.log_tail:
                 return "\n".join(rank.exit.log_tail)[-LAST_WORDS_CHARACTERS:]
     for pod in seen.pods:
-        if pod.index in incident.workers and pod.log_tail:
-            return "\n".join(pod.log_tail)[-LAST_WORDS_CHARACTERS:]
+        if pod.index in incident.workers and (pod.log_tail or pod.message):
+            return ("\n".join(pod.log_tail) or pod.message)[-LAST_WORDS_CHARACTERS:]
     return ""

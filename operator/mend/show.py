@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
 from mend.noted import accepted_spec
+from mend.observe import Unreadable
 from mend.protocol import CheckpointRef
 from mend.spec import Spec
 from mend.story import headline, tell_incident, tell_ledger
@@ -23,19 +24,22 @@ STYLES = {
 }
 
 
-def runs_table(runs: Iterable[Observation], now: float, *, with_namespace: bool) -> Table:
+def runs_table(runs: Iterable[Observation | Unreadable], now: float, *, with_namespace: bool) -> Table:
     """One row per run: where it is, what it went through, and how old what it could restart from is."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for heading in (["NAMESPACE"] if with_namespace else []) + ["NAME", "PHASE"]:
         table.add_column(heading, no_wrap=True)
     for heading in ("STEP", "LOSS", "ATTEMPT", "RECOVERIES", "CHECKPOINT", "GOODPUT", "AGE"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("LAST INCIDENT", overflow="ellipsis", no_wrap=True)
+    table.add_column("LAST INCIDENT", overflow="ellipsis", no_wrap=True, ratio=1)  # only this one gives way
     for seen in runs:
+        names = [*([seen.namespace] if with_namespace else []), seen.name]
+        if isinstance(seen, Unreadable):
+            table.add_row(*names, "[red]Unreadable[/]", *"------", age(seen.age_seconds), escape(seen.problem))
+            continue
         status = seen.status
         table.add_row(
-            *([seen.namespace] if with_namespace else []),
-            seen.name,
+            *names,
             f"[{STYLES.get(status.phase, 'default')}]{status.phase}[/]",
             str(status.step) if status.step >= 0 else "-",
             "-" if status.loss is None else f"{status.loss:.4f}",

@@ -30,7 +30,7 @@ def choose(
     has_failed = open_in_a_row(earlier) > 0
     if first is FirstTier.REJOIN and not has_failed and to_keep(spec, seen, incident):
         return Tier.REJOIN, "the other ranks can go on in their processes"
-    in_place = incident.failure is FailureClass.USER or incident.kind is IncidentKind.CORRUPT
+    in_place = incident.failure is FailureClass.USER or incident.of_the_store or incident.kind is IncidentKind.CORRUPT
     if first is FirstTier.REPLACE_WORKER and not in_place:
         return Tier.REPLACE_WORKER, "spec.recovery.firstTier"
     is_worth_another = has_failed and earlier[-1].tier is not Tier.REJOIN and not in_place
@@ -46,7 +46,7 @@ def _why_give_up(
 ) -> str:
     if incident.fatal:
         return "trying again cannot help"
-    if incident.fingerprint and any(each.fingerprint == incident.fingerprint for each in earlier):
+    if _has_come_again(spec, incident, earlier, now):
         return f"the same failure twice ({incident.fingerprint})"
     budget = budget_of(spec, incident.failure)
     if len(spent_within(spec, seen.status, incident.failure, now)) >= budget:
@@ -58,6 +58,16 @@ def _why_give_up(
     if incident.kind is IncidentKind.CORRUPT and not left and seen.store.checkpoints:
         return "no checkpoint of the run can be read any more; point spec.checkpoint.uri of a new run elsewhere"
     return ""
+
+
+def _has_come_again(spec: Spec, incident: Incident, earlier: Sequence[IncidentRecord], now: float) -> bool:
+    """Whether the same code has failed in the same way at the same step, so that a third try would be no other.
+
+    Who has not stepped yet could be anywhere: the same words are then the same failure only if no step lies between.
+    """
+    window = spec.recovery.budgets.window_seconds
+    alike = [each for each in earlier if each.fingerprint == incident.fingerprint and now - each.detected_at < window]
+    return bool(incident.fingerprint) and any(each.is_open or not incident.before_stepping for each in alike)
 
 
 def to_keep(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...]:

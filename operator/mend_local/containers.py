@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -17,8 +18,7 @@ from mend_local.podstatus import Terminated, now_rfc3339
 
 log = logging.getLogger(__name__)
 
-NOT_FOUND: Final = 127
-NOT_EXECUTABLE: Final = 126
+CANNOT_START: Final = 128  # containerd's exit code of a container that never ran, whatever the reason
 _DRAIN_SECONDS: Final = 1.0
 # What stands for the image: this Python, and what finding programs and libraries needs. Nothing else of the caller's
 # environment reaches a pod, as nothing of a laptop's shell reaches a cluster.
@@ -95,12 +95,15 @@ def find_program(word: str, path: str, cwd: Path) -> str:
     if found is not None:
         return found
     if "/" in word and (cwd / word).exists():
-        raise PermissionError(f"{word}: permission denied")
-    raise FileNotFoundError(f'"{word}": executable file not found in $PATH')
+        raise PermissionError(errno.EACCES, "permission denied", word)
+    missing = "no such file or directory" if "/" in word else "executable file not found in $PATH"
+    raise FileNotFoundError(errno.ENOENT, missing, word)
 
 
 def start_error(command: Command, error: OSError, began: str) -> Terminated:
-    """How a container ended that was never started."""
-    missing = isinstance(error, FileNotFoundError)
-    message = f"failed to start {command.words[0]!r}: {error}"
-    return Terminated(NOT_FOUND if missing else NOT_EXECUTABLE, "StartError", began, now_rfc3339(), message=message)
+    """How a container ended that was never started, in containerd's words as far as somebody may look for them."""
+    word = command.words[0]
+    said = error.strerror or str(error)
+    why = said if isinstance(error, NotADirectoryError) else f'exec: "{word}": {said[:1].lower()}{said[1:]}'
+    message = f"failed to start container process: {why}"
+    return Terminated(CANNOT_START, "StartError", began, now_rfc3339(), message=message)

@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Final
 
 from mend_local.cluster import ClusterSettings, LocalCluster, Places, cluster_id, hold
 from mend_local.kubelet import end_earlier_life
 from mend_local.processes import Identity, is_running, look_at, owned_by, send
+from mend_local.service import LOG_BYTES
 
 _RECORD: Final = "daemon.json"
 START_SECONDS: Final = 120.0
@@ -151,6 +153,8 @@ def _gone(identity: Identity, seconds: float) -> bool:
 
 def quiet_logging(path: Path | None = None) -> None:
     """Log state changes of the cluster's parts to stderr, or to a file."""
-    logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    kept = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1) if path else logging.StreamHandler()
+    form = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    logging.basicConfig(handlers=[kept], level=logging.INFO, format=form)
     for chatty in ("aiohttp.access", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

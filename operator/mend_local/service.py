@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +16,16 @@ from mend_local.processes import Process
 
 log = logging.getLogger(__name__)
 
-_KEPT_LOG_BYTES: Final = 10 * 2**20
+LOG_BYTES: Final = 10 * 2**20
+_LOG_LOOK_SECONDS: Final = 5.0
 _STOP_SECONDS: Final = 10.0
 
 
 class Service:
-    """Keeps one program running, with its output in `log`; a program that keeps dying is tried ever more rarely."""
+    """Keeps one program running, with its output in `log`; a program that keeps dying is tried ever more rarely.
+
+    The log is looked at every few seconds: beyond `log_bytes` it becomes `<name>.log.1`, in place of the one before.
+    """
 
     def __init__(
         self,
@@ -32,6 +38,8 @@ class Service:
         pass_fds: Sequence[int] = (),
         backoff_seconds: float = 0.2,
         backoff_max_seconds: float = 30.0,
+        log_bytes: int = LOG_BYTES,
+        log_look_seconds: float = _LOG_LOOK_SECONDS,
     ) -> None:
         self.name = name
         self.log = root / f"{name}.log"
@@ -44,15 +52,14 @@ class Service:
         self._owner = owner
         self._pass_fds = pass_fds
         self._backoff = (backoff_seconds, backoff_max_seconds)
-        self._keeper: asyncio.Task[None] | None = None
+        self._log_limits = (log_bytes, log_look_seconds)
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start it. Raises OSError when it cannot be executed at all."""
         self._root.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > _KEPT_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
         self._launch()
-        self._keeper = asyncio.create_task(self._keep())
+        self._tasks = [asyncio.create_task(self._keep()), asyncio.create_task(self._bound_log())]
 
     @property
     def is_running(self) -> bool:
@@ -67,9 +74,9 @@ class Service:
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL for it and all that it started when that takes too long."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.process is not None:
             self.process.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -89,6 +96,20 @@ class Service:
                 pass_fds=self._pass_fds,
             )
         self.process.record(self._root / f"{self.name}.process.json")
+
+    async def _bound_log(self) -> None:
+        """By copying and emptying it: the program holds it open, to append, and cannot be told to open another."""
+        most_bytes, look_seconds = self._log_limits
+        while True:
+            try:
+                if self.log.stat().st_size > most_bytes:
+                    await asyncio.to_thread(shutil.copyfile, self.log, self.log.with_suffix(".log.1"))
+                    os.truncate(self.log, 0)
+            except OSError as error:  # a full disk costs what was logged so far, lest it become fuller
+                log.warning("the log of %s could not be put aside: %s", self.name, error)
+                with contextlib.suppress(OSError):
+                    os.truncate(self.log, 0)
+            await asyncio.sleep(look_seconds)
 
     async def _keep(self) -> None:
         shortest, longest = self._backoff

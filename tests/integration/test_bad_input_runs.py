@@ -182,6 +182,24 @@ def test_a_full_disk_while_saving_costs_saves_and_never_the_run(cluster: Trainin
     cluster.delete("full")
 
 
+def test_a_disk_that_is_full_at_the_end_is_nobodys_fault(cluster: TrainingCluster) -> None:
+    """The last step cannot be saved, time and again: no rank is blamed, the run never fails, and ends once it can."""
+    run = cluster.run("brimful", env={"STEPS": "15", "FINAL_SAVE_SECONDS": "0"})
+    run["spec"]["checkpoint"] = {"uri": f"file://{cluster.folder}/brimful", "interval": "10 steps"}
+    for rank in (0, 1):
+        cluster.ask_fault("brimful", rank, "fill-disk!")  # and again whenever it is restarted
+    cluster.apply(run)
+    cluster.until("brimful", lambda status: status.recoveries >= 3, "it is tried again")
+    for rank in (0, 1):
+        (cluster.faults_of("brimful") / f"rank-{rank}").unlink()
+    status = cluster.succeeded("brimful")
+    assert {
+        (each.kind, each.failure, each.fingerprint, each.culprit_ranks, each.tier) for each in status.incidents
+    } == {(IncidentKind.CRASHED, FailureClass.INFRASTRUCTURE, "", (), Tier.RESTART_RANKS)}
+    assert "could not save its last step" in status.incidents[0].summary
+    assert (status.step, status.checkpoint and status.checkpoint.step) == (14, 14)
+
+
 # ---------------------------------------------------------------- the program
 def test_a_program_that_ends_at_once_is_given_up_with_its_traceback(cluster: TrainingCluster) -> None:
     """The same exception twice is enough: the run fails with the traceback, and no pod goes on."""
@@ -205,6 +223,34 @@ def test_a_command_that_does_not_exist_fails_at_once(cluster: TrainingCluster) -
     message = cluster.condition("lost", "Failed")
     assert "no-such-trainer" in message
     assert cluster.status("lost").recoveries == 0
+
+
+def test_an_image_without_the_agent_fails_at_once(cluster: TrainingCluster) -> None:
+    """No second try for an image in which the container runtime does not find mend's agent."""
+    run = a_run(cluster, "agentless", env={"PATH": "/nowhere"})
+    cluster.apply(run)
+    message = cluster.condition("agentless", "Failed")
+    assert 'exec: "mend-agent": executable file not found in $PATH' in message
+    status = cluster.status("agentless")
+    assert (status.recoveries, [each.failure for each in status.incidents]) == (0, [FailureClass.USER])
+
+
+def test_an_image_whose_agent_cannot_start_is_given_up_with_its_traceback(cluster: TrainingCluster) -> None:
+    """What ends before its agent was heard is paid from the user's budget: a few tries, then the traceback."""
+    broken = cluster.folder / "broken"
+    broken.mkdir()
+    (broken / "aiohttp.py").write_text("raise ImportError('libssl.so.3: cannot open shared object file')")
+    run = a_run(cluster, "broken", env={"PYTHONPATH": str(broken)})
+    run["spec"]["recovery"] = {"budgets": {"user": 1}}
+    cluster.apply(run)
+    message = cluster.condition("broken", "Failed")
+    assert message.startswith("GaveUp: ")
+    assert "Traceback (most recent call last)" in message
+    assert "ImportError: libssl.so.3: cannot open shared object file" in message
+    assert "raise spec.recovery.budgets.user" in message
+    status = cluster.status("broken")
+    assert (status.attempt, status.recoveries) == (2, 1)
+    assert [each.failure for each in status.incidents] == [FailureClass.USER] * 2
 
 
 def test_a_success_without_training_is_no_endless_loop(cluster: TrainingCluster) -> None:

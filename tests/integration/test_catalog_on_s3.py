@@ -46,7 +46,7 @@ def test_of_many_runs_on_one_prefix_one_remains(server: S3Server) -> None:
     # A store that ignores conditions may let several through at first; at the next look all but one are refused.
     views = look()
     (winner,) = [number for number, view in enumerate(views) if view.listed]
-    refused = [view for view in views if view.refused]
+    refused = [view for view in views if view.problem_reason == "PrefixOwned"]
     assert len(refused) == len(owners) - 1
     assert all(f"team/run-{winner} " in view.problem for view in refused)
 

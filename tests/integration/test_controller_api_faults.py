@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from cluster import HERE, NAMESPACE, TrainingCluster, training_cluster
+from mend.cli import main
 from mend.model import FailureClass, IncidentKind, Tier
+from mend.protocol import API_VERSION, PLURAL
 from mend_local.kubelet import FAULT_NOTE
 
 
@@ -65,6 +67,32 @@ def test_a_rank_dies_while_the_api_server_is_frozen(cluster: TrainingCluster, na
     after = cluster.recovered(name, len(before.status.incidents) + 1)
     assert (after.attempt, after.recoveries) == (before.status.attempt + 1, before.status.recoveries + 1)
     assert after.incidents[-1].culprit_ranks == (0,)
+
+
+def test_a_status_that_cannot_be_read_is_no_silence(
+    cluster: TrainingCluster, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its owner is told once, `mend get` shows it beside the others, and once it is mended the run is watched again."""
+    before = cluster.training(name)
+    cluster.apply(cluster.run("legible", env={"STEPS": "2"}))
+    status = HERE.of(API_VERSION, PLURAL, name, "status")
+    cluster.api.patch(status, {"status": {"spent": {"quota": [1.0]}}})  # a class that only a newer mend knows
+
+    def told() -> list[tuple[str, str]]:
+        return [(reason, words) for reason, words in cluster.events(name) if reason == "UnreadableStatus"]
+
+    cluster.api.eventually(told, "its owner is told")
+    cluster.wait_until(lambda: cluster.controller_log().count(f"run {NAMESPACE}/{name} is left alone") >= 3)
+    assert len(told()) == 1
+    assert "'quota'" in told()[0][1]
+    assert "if a newer mend wrote it, run that one again" in told()[0][1]
+    cluster.succeeded("legible")
+    assert main(["get", "--kubeconfig", str(cluster.local.kubeconfig)]) == 0
+    rows = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert rows == {"legible": "Succeeded", name: "Unreadable"}
+    cluster.api.patch(status, {"status": {"spent": {"quota": None}}})
+    cluster.kill_pid(before.ranks[0].pid)
+    assert cluster.recovered(name, len(before.status.incidents) + 1).incidents[-1].culprit_ranks == (0,)
 
 
 def test_a_frozen_api_server_disturbs_no_training(cluster: TrainingCluster, name: str) -> None:

@@ -37,13 +37,13 @@ async def test_exit_code_and_signal_are_told(tmp_path: Path) -> None:
 
 
 async def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
-    """A command that is not found is a StartError with exit code 127 that names it."""
+    """A command that is not found is a StartError with exit code 128 that names it, as containerd tells it."""
     async with a_host(tmp_path) as host:
         runner = host.run(a_pod({"name": "main", "image": "x", "command": ["no-such-program"]}))
         await runner.ended()
         ended = runner.status["containerStatuses"][0]["state"]["terminated"]
-        assert (ended["exitCode"], ended["reason"]) == (127, "StartError")
-        assert "no-such-program" in ended["message"]
+        assert (ended["exitCode"], ended["reason"]) == (128, "StartError")
+        assert 'exec: "no-such-program": executable file not found in $PATH' in ended["message"]
 
 
 async def test_an_image_that_is_missing(tmp_path: Path) -> None:

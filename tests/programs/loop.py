@@ -56,7 +56,8 @@ def main() -> None:
     width, pause = int(os.environ.get("WIDTH", "8")), float(os.environ.get("STEP_SECONDS", "0.02"))
     model = nn.Linear(width, width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    with Session(model=model, optimizer=optimizer) as session:
+    patience = float(os.environ.get("FINAL_SAVE_SECONDS", "900"))
+    with Session(model=model, optimizer=optimizer, final_save_seconds=patience) as session:
         for step in session.steps(int(os.environ.get("STEPS", "1000000"))):
             fault = fault_of(rank)
             if fault and fault != "skip":

@@ -122,8 +122,9 @@ def test_budgets_bound_the_recoveries(schedule: list[Fault], budget: int) -> Non
 @generously
 @given(schedules((*RANK_FAULTS, "spoil", "outage", "controller dies", "preempt", "stale pods")))
 def test_retention_never_takes_what_may_be_needed(schedule: list[Fault]) -> None:
-    """Neither the newest verified checkpoint nor one that a launched attempt may restore is ever pruned."""
+    """Neither the newest verified checkpoint, one that a launch may yet restore, nor its parent is ever pruned."""
     world = play(schedule, World(a_spec(2, 2), nodes=3, steps=60, save_every=5))
+    assert world.pruned_wrongly == []
     for seen, said in world.decisions:
         pruned = {uri for action in said.actions if isinstance(action, PruneCheckpoints) for uri in action.uris}
         verified = [each for each in seen.store.checkpoints if each.verified and not each.quarantined]

@@ -51,6 +51,7 @@ def test_a_file_that_is_not_there_is_one_line(command: str, capsys: pytest.Captu
     ("arguments", "expected"),
     [
         (("controller", "--lease-seconds", "1"), "expected a whole number of at least 2"),
+        (("controller", "--journal-size", "1GB"), "got '1GB'; expected a whole number of Mi or Gi, for example 1Gi"),
         (("controller", "--log-level", "LOUD"), "invalid choice: 'LOUD'"),
         (("fly",), "invalid choice: 'fly'"),
     ],

@@ -211,6 +211,7 @@ CRASHES: dict[str, tuple[list[RankReport], tuple[int, ...]]] = {
     "only innocents": ([ended(0, code=1, error=CUT_OFF), ended(1, code=1, error=GLOO)], ()),
     "an agent that found no store": ([ended(0, code=ExitCode.AGENT_FAILED, error="OSError: no store")], ()),
     "a store that has nothing readable": ([ended(n, code=ExitCode.STORAGE) for n in range(4)], ()),
+    "a store that takes nothing": ([ended(n, code=ExitCode.UNSAVED) for n in range(4)], ()),
 }
 
 

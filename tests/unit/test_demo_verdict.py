@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from mend.demo.verdict import curves_agree, matched, weights_agree
+import pytest
+
+from mend.demo.play import DemoFailed, plans
+from mend.demo.verdict import broken_promises, curves_agree, matched, weights_agree
 from mend.demo.watch import Harm, Injection
 from mend.journal import CurvePoint
 from mend.manifest import Chunk, Manifest, TensorEntry
@@ -54,6 +57,9 @@ def manifest(digest: str) -> Manifest:
     )
 
 
+EQUAL = (manifest("a"), manifest("a"))
+
+
 def test_an_incident_is_measured_from_its_injection() -> None:
     """Seconds count from the signal that was sent, not from when the fault is thought to have begun."""
     shown = matched([incident(IncidentKind.CRASHED, 1, 100.0, rank=2)], [Injection(Harm.CRASH, 2, 9, at=99.75)])
@@ -89,3 +95,39 @@ def test_weights_agree_by_their_digests() -> None:
     """One byte in one tensor is another digest."""
     assert weights_agree(manifest("a"), manifest("a"))
     assert not weights_agree(manifest("a"), manifest("b"))
+
+
+def test_harm_that_was_never_done_is_a_broken_promise() -> None:
+    """A run that ends before it was harmed has shown nothing, however well its curves agree."""
+    crash, hang = plans(120)
+    done = [Injection(crash.harm, crash.rank, crash.step, at=100.0)]
+    shown = matched([incident(IncidentKind.CRASHED, 1, 100.2, crash.rank)], done)
+    assert broken_promises([crash], done, shown, [], EQUAL) == []
+    assert broken_promises([crash, hang], done, shown, [], EQUAL) == [
+        "the hang of rank 1 after step 75 was not done: the run ended before"
+    ]
+    assert len(broken_promises([crash, hang], [], [], [], EQUAL)) == 2
+
+
+def test_what_was_done_must_be_noticed_and_blamed_on_who_did_it() -> None:
+    """Harm without an incident, another culprit, another loss and other weights are broken promises each."""
+    harm = Injection(Harm.HANG, 1, 9, at=100.0)
+    blamed_another = matched([incident(IncidentKind.HUNG, 1, 101.0, rank=3)], [harm])
+    assert broken_promises([], [harm], [], [], EQUAL) == ["the hang of rank 1 was not noticed"]
+    said = broken_promises([], [harm], blamed_another, [4, 5], (manifest("a"), manifest("b")))
+    assert said[0] == "rank 1 was harmed, but blamed was (3,)"
+    assert [each.split()[1] for each in said[1:]] == ["loss", "weights"]
+
+
+@pytest.mark.parametrize("steps", [40, 50, 99, 120, 1000])
+def test_harm_is_done_between_two_saves_and_before_the_end(steps: int) -> None:
+    """Both happen after a first save, at different steps, with steps left in which the run is back."""
+    crash, hang = plans(steps)
+    assert 10 < crash.step < hang.step < steps - 5
+    assert crash.step % 10 == hang.step % 10 == 5
+
+
+def test_too_few_steps_are_refused_with_the_least_that_will_do() -> None:
+    """A demonstration that could not harm its run never begins."""
+    with pytest.raises(DemoFailed, match="--steps: got 3; expected at least 40"):
+        plans(3)

@@ -36,11 +36,18 @@ SPEC = a_spec(2, 1)
 CUT_OFF = RankError(type="DistNetworkError", message="Connection closed by peer")
 
 
+RUNC = (
+    "failed to create containerd task: OCI runtime create failed: runc create failed: unable to start container process"
+)
+NO_DRIVER = f"{RUNC}: error running prestart hook #0: nvidia-container-cli: initialization error: driver not loaded"
+
+
 class Scene:
     """An observation of two workers with a rank each that train well, but for what is changed."""
 
-    def __init__(self, *, launched: bool = True) -> None:
+    def __init__(self, *, launched: bool = True, step: int = 20) -> None:
         self.launched = launched
+        self.step = step
         self.pods = {n: WorkerPod(index=n, name=f"p{n}", uid=f"u{n}", phase=PodPhase.RUNNING) for n in (0, 1)}
         self.views = {n: AgentView(worker=n, pod_uid=f"u{n}", connected=True, silent_seconds=0.1) for n in (0, 1)}
         self.ranks = {n: RankReport(rank=n, pid=n, phase=Phase.COLLECTIVE, step=20, steps_done=20) for n in (0, 1)}
@@ -100,7 +107,7 @@ class Scene:
                 phase=RunPhase.RUNNING if self.launched else RunPhase.PENDING,
                 attempt=3,
                 participants=(0, 1) if self.launched else (),
-                step=20,
+                step=self.step,
             ),
             pods=tuple(self.pods.values()),
             agents=views,
@@ -204,14 +211,58 @@ GONE: dict[str, tuple[Scene, IncidentKind, FailureClass, tuple[int, ...]]] = {
         FailureClass.PREEMPTION,
         (1,),
     ),
-    "ended before the launch": (
+    "ended by itself before the first launch: the image, or what it imports, is at fault": (
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.FAILED, exit_code=1),
+        IncidentKind.LOST,
+        FailureClass.USER,
+        (1,),
+    ),
+    "broke by a signal of its own before the first launch": (
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.FAILED, exit_code=132),
+        IncidentKind.LOST,
+        FailureClass.USER,
+        (1,),
+    ),
+    "ended by itself in a run that has trained: its image has worked before": (
         Scene(launched=False).pod(1, phase=PodPhase.FAILED, exit_code=1),
         IncidentKind.LOST,
         FailureClass.INFRASTRUCTURE,
         (1,),
     ),
+    "killed before the first launch": (
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.FAILED, exit_code=137),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "its agent failed before the first launch": (
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.FAILED, exit_code=ExitCode.AGENT_FAILED),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "refused by the kubelet before the first launch": (
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.FAILED, reason="UnexpectedAdmissionError"),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "its node could not start it": (
+        Scene(launched=False, step=-1).pod(
+            1, phase=PodPhase.FAILED, exit_code=128, reason="StartError", message=NO_DRIVER
+        ),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
+    "its agent ended while its ranks trained": (
+        Scene().pod(1, phase=PodPhase.FAILED, exit_code=1),
+        IncidentKind.LOST,
+        FailureClass.INFRASTRUCTURE,
+        (1,),
+    ),
     "succeeded before the launch": (
-        Scene(launched=False).pod(1, phase=PodPhase.SUCCEEDED, exit_code=0),
+        Scene(launched=False, step=-1).pod(1, phase=PodPhase.SUCCEEDED, exit_code=0),
         IncidentKind.LOST,
         FailureClass.INFRASTRUCTURE,
         (1,),
@@ -246,6 +297,24 @@ def test_a_worker_that_is_gone(why: str) -> None:
     assert (incident.kind, incident.failure, incident.workers) == (kind, failure, workers)
     assert incident.verdict.ranks == (workers if scene.launched else ())
     assert incident.verdict.confidence > 0.9
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "said"),
+    [
+        ("StartError", 128, f'{RUNC}: exec: "mend-agent": executable file not found in $PATH: unknown'),
+        ("StartError", 128, f'{RUNC}: exec: "/src/mend-agent": permission denied: unknown'),
+        ("StartError", 128, f'{RUNC}: exec: "/bin/mend-agent": stat /bin/mend-agent: no such file or directory'),
+        ("ContainerCannotRun", 128, "OCI runtime create failed: exec /bin/mend-agent: exec format error"),
+        ("Error", ExitCode.NOT_FOUND, ""),
+    ],
+)
+def test_an_image_without_the_command_is_not_tried_again(reason: str, code: int, said: str) -> None:
+    """What the container runtime says of a command that it cannot execute would be the same on any node."""
+    scene = Scene(launched=False).pod(1, phase=PodPhase.FAILED, exit_code=code, reason=reason, message=said)
+    incident = scene.incident
+    assert incident is not None
+    assert (incident.failure, incident.fatal) == (FailureClass.USER, True)
 
 
 ALL_WELL: dict[str, Scene] = {

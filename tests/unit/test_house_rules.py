@@ -136,6 +136,22 @@ def test_decisions_are_numbered_once() -> None:
     assert len(numbers) == len(set(numbers))
 
 
+@pytest.mark.parametrize(("pip", "python", "built"), [(0, 0, True), (0, 1, True), (1, 0, False)])
+def test_a_trainer_image_without_its_packages_is_never_built(
+    tmp_path: Path, pip: int, python: int, built: bool
+) -> None:
+    """A failed installation fails the build; a file that cannot be compiled does not: some package always has one."""
+    recipe = (ROOT / "Dockerfile.trainer").read_text().replace("\\\n", "")
+    commands = [line.removeprefix("RUN ") for line in recipe.splitlines() if line.startswith("RUN ")]
+    for program, code in (("pip", pip), ("python", python)):
+        (tmp_path / program).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / program).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCH": "torch"}
+    ended = [subprocess.run(["/bin/sh", "-c", command], env=env, check=False).returncode for command in commands]
+    assert len(ended) == 1
+    assert (ended == [0]) is built
+
+
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_every_module_states_its_purpose(module: str) -> None:
     """The first line of a module or package is one sentence about it."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mend import journal
 from mend.journal import Entry, Journal, UnreadableJournal, changes_something, read_curve, read_journal, replay
 from mend.model import Decision, Observation, RunPhase, RunStatus
 from mend.protocol import Point
+from mend.room import make_room
 from mend.spec import parse_spec
 
 RUN = "ml/clio"
@@ -87,6 +90,52 @@ def test_the_older_half_goes_when_it_grows(tmp_path: Path, monkeypatch: pytest.M
     steps = [step for _, step, _ in written(tmp_path)]
     assert steps == list(range(steps[0], 10))
     assert 2 <= len(steps) < 10
+
+
+def test_the_folder_keeps_its_bound(tmp_path: Path) -> None:
+    """However much is written, for however many runs, all files stay below the bound together; the newest is whole."""
+    mine = Journal(tmp_path, most_bytes=20_000)
+    for number in range(100):
+        for attempt in (2, 3):
+            mine.decided(f"ml/run-{number}", an_entry(attempt))
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
+    entries = list(read_journal(mine.path("ml/run-99")))
+    assert [each.decision.status.attempt for each in entries] == [2, 3]
+
+
+def test_the_past_of_runs_that_are_gone_goes_first(tmp_path: Path) -> None:
+    """Then the older halves of the living, oldest first; what is not the journal's is left alone."""
+    ages = {
+        "ml_here.journal.jsonl": 9,
+        "ml_here.journal.1.jsonl": 8,
+        "ml_here.curve.before.jsonl": 7,
+        "ml_gone.journal.jsonl": 1,
+        "ml_gone.curve.1.jsonl": 2,
+        "notes.jsonl": 20,
+    }
+    for name, age in ages.items():
+        (tmp_path / name).write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    order = ["ml_gone.curve.1", "ml_gone.journal", "ml_here.journal.1", "ml_here.curve.before", "ml_here.journal"]
+    for count in range(len(order) + 1):
+        assert make_room(tmp_path, 500 - 100 * count, lambda stem: stem == "ml_here") == tuple(
+            tmp_path / f"{name}.jsonl" for name in order[max(0, count - 1) : count]
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.jsonl"]
+
+
+def test_a_journal_asks_which_runs_are_there(tmp_path: Path) -> None:
+    """By the names that they have in the cluster; a run whose name has a dot is itself."""
+    asked = set()
+    line_bytes = len(msgspec.json.encode(an_entry(2)))
+    mine = Journal(tmp_path, most_bytes=10 * line_bytes)
+    mine.follow_runs(lambda run: asked.add(run) is None and run == "ml/clio.3b")
+    for attempt in range(2, 5):
+        mine.decided("ml/clio.3b", an_entry(attempt))
+    for attempt in range(2, 15):
+        mine.decided("ml/old", an_entry(attempt))
+    assert asked == {"ml/clio.3b", "ml/old"}
+    assert mine.path("ml/clio.3b").exists()
 
 
 def test_a_torn_line_is_passed_over(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from mend.protocol import (
     ENV_REPORT_FD,
     CheckpointPlan,
     Committed,
+    ExitCode,
     Measured,
     Phase,
     Restored,
@@ -56,13 +58,14 @@ class Numbers:
 class Loop:
     """A training loop that a user might have."""
 
-    def __init__(self, plan: CheckpointPlan | None, width: int = 4) -> None:
+    def __init__(self, plan: CheckpointPlan | None, width: int = 4, final_save_seconds: float = 900.0) -> None:
         torch.manual_seed(1)
         self.model = nn.Sequential(nn.Linear(3, width), nn.Dropout(0.5), nn.Linear(width, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3)
         self.loader = Numbers()
         self.plan = plan
+        self.final_save_seconds = final_save_seconds
         self.losses: dict[int, float] = {}
 
     def session(self) -> Session[torch.Tensor]:
@@ -73,6 +76,7 @@ class Loop:
             scheduler=self.scheduler,
             loader=self.loader,
             checkpoint=self.plan,
+            final_save_seconds=self.final_save_seconds,
         )
 
     def run(self, steps: int = STEPS, stop_before: int = -1) -> dict[int, float]:
@@ -268,12 +272,28 @@ def test_another_model_is_refused_tensor_by_tensor(plan: CheckpointPlan) -> None
 
 
 def test_a_final_save_that_fails_is_no_success(tmp_path: Path, reports: Path) -> None:
-    """The store is gone at the end: each failure is reported, and the run does not pretend."""
+    """The store is gone at the end: each failure is reported, and the exit code says whose fault it was."""
     plan = CheckpointPlan(uri=f"file://{tmp_path}/run", interval_steps=100)
-    loop = Loop(plan)
-    with pytest.raises(FinalSaveFailed, match="step 9, the last, could not be saved"):
+    loop = Loop(plan, final_save_seconds=1.0)
+    with pytest.raises(FinalSaveFailed, match="step 9, the last, could not be saved") as caught:
         lose_the_store(loop, tmp_path / "run")
-    assert [each.step for each in told(reports) if isinstance(each, SaveFailed)] == [STEPS - 1] * 3
+    assert caught.value.code == ExitCode.UNSAVED
+    assert [each.step for each in told(reports) if isinstance(each, SaveFailed)] == [STEPS - 1] * 2
+
+
+def test_a_final_save_waits_for_the_store(tmp_path: Path, reports: Path) -> None:
+    """Room that is made after the last step was trained comes in time: nothing of it is lost."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", interval_steps=100)
+
+    def make_room() -> None:
+        until(lambda: any(isinstance(each, SaveFailed) for each in told(reports)))
+        (tmp_path / "run").unlink()
+
+    helper = threading.Thread(target=make_room)
+    helper.start()
+    lose_the_store(Loop(plan), tmp_path / "run")
+    helper.join()
+    assert saved_steps(plan) == [STEPS - 1]
 
 
 def test_a_loader_without_position_is_refused_by_name() -> None:

@@ -30,6 +30,7 @@ from mend.model import (
     Tier,
     WorkerPod,
 )
+from mend.observe import own_word
 from mend.protocol import Ancestor, Phase, Point
 from mend.show import age, description, runs_table
 from mend.story import tell
@@ -129,6 +130,16 @@ def test_a_row_of_mend_get() -> None:
     assert "step 59, 30s ago" in lines[1]
     assert "no rank has progressed for 2.0 s" in lines[1]
     assert lines[2].split() == ["ml", "clio", "Pending", "-", "-", "0", "0", "-", "-", "5m"]
+
+
+def test_a_run_that_cannot_be_read_has_its_row() -> None:
+    """One status that another version wrote does not hide the other runs; its row says which field it is."""
+    meta = {"namespace": "ml", "name": "newer", "uid": "u", "creationTimestamp": "2027-01-15T07:55:00Z"}
+    unreadable = own_word({"metadata": meta, "status": {"phase": "Thinking"}}, 1_800_000_000.0)
+    lines = printed(runs_table([unreadable, an_observation(STATUS)], NOW, with_namespace=True)).splitlines()
+    assert lines[1].split()[:10] == ["ml", "newer", "Unreadable", *"------", "5m"]
+    assert "status: Invalid enum value 'Thinking' - at `$.phase`; if a new" in lines[1]
+    assert lines[2].split()[:3] == ["ml", "clio", "Running"]
 
 
 def test_mend_describe() -> None:

@@ -59,9 +59,12 @@ def a_run(*steps: int, spoilt: bool = False, **status: object) -> Observation:
 
 HUNG = an_incident(IncidentKind.HUNG, FailureClass.HANG)
 RAISED = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint="ValueError after step 7")
+STALE = "OSError: Stale file handle before its first step"
+AT_START = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint=STALE, before_stepping=True)
 CORRUPT = an_incident(IncidentKind.CORRUPT, FailureClass.INFRASTRUCTURE)
 DIVERGED = an_incident(IncidentKind.DIVERGED, FailureClass.USER)
 LOST = an_incident(IncidentKind.LOST, FailureClass.INFRASTRUCTURE, workers=(1,))
+UNSAVED = an_incident(IncidentKind.CRASHED, FailureClass.INFRASTRUCTURE, of_the_store=True)
 FATAL = an_incident(IncidentKind.CRASHED, FailureClass.USER, fatal=True)
 SAME = a_record(1, recovered=True, fingerprint="ValueError after step 7")
 BACK, BROKEN = a_record(1, recovered=True), a_record(2, recovered=False)
@@ -75,10 +78,28 @@ CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
     "an exception": (a_run(3), RAISED, [], Tier.RESTART_RANKS),
     "an exception in a recovery: another machine has the same code": (a_run(3), RAISED, [BROKEN], Tier.RESTART_RANKS),
     "the same exception": (a_run(3), RAISED, [SAME, BACK], Tier.GIVE_UP),
+    "the same exception at the start, after the run was back": (
+        a_run(3),
+        AT_START,
+        [a_record(1, recovered=True, fingerprint=STALE)],
+        Tier.RESTART_RANKS,
+    ),
+    "the same exception at the start, twice in a row": (
+        a_run(3),
+        AT_START,
+        [a_record(1, recovered=False, fingerprint=STALE)],
+        Tier.GIVE_UP,
+    ),
     "no budget left": (a_run(3, spent=SPENT), RAISED, [], Tier.GIVE_UP),
     "another class has budget left": (a_run(3, spent=SPENT), HUNG, [], Tier.RESTART_RANKS),
     "trying again cannot help": (a_run(3), FATAL, [], Tier.GIVE_UP),
     "spoilt, but there are older ones": (a_run(3), CORRUPT, [BROKEN], Tier.RESTART_RANKS),
+    "a store that takes nothing, again: other pods would not be better off": (
+        a_run(3),
+        UNSAVED,
+        [a_record(1, recovered=False, tier=Tier.RESTART_RANKS)],
+        Tier.RESTART_RANKS,
+    ),
     "all are spoilt": (a_run(3, spoilt=True), CORRUPT, [], Tier.GIVE_UP),
     "diverged": (a_run(3, 5), DIVERGED, [], Tier.ROLL_BACK),
     "diverged with nothing to roll back to": (a_run(3), DIVERGED, [], Tier.GIVE_UP),
@@ -152,6 +173,12 @@ def test_the_tier(case: str) -> None:
 def test_budgets_are_refilled_as_time_passes() -> None:
     """Only what was spent within the window counts."""
     assert tiers.choose(SPEC, a_run(3, spent=SPENT), RAISED, [], 4300.0)[0] is Tier.RESTART_RANKS
+
+
+def test_an_old_failure_is_no_proof_that_trying_again_cannot_help() -> None:
+    """The same failure at the same step ends a run only within the window in which budgets are counted."""
+    assert tiers.choose(SPEC, a_run(3), RAISED, [SAME], 91.0 + 3599.0)[0] is Tier.GIVE_UP
+    assert tiers.choose(SPEC, a_run(3), RAISED, [SAME], 91.0 + 3600.0)[0] is Tier.RESTART_RANKS
 
 
 def test_giving_up_says_which_field_to_raise() -> None:

@@ -54,8 +54,8 @@ from mend_trainer.rng import rng_state, set_rng_state
 from mend_trainer.waiting import watch_waiting
 
 _RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader")
-_FINAL_SAVES: Final = 3  # tries, each as patient as the store's own retries
-_FINAL_SAVE_SECONDS: Final = 900.0
+_COMMIT_SECONDS: Final = 900.0
+_LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
 _REHEARSALS: Final = 2
 _ABANDON_SECONDS: Final = 2.0
@@ -70,8 +70,15 @@ class Loader(Stateful, Protocol[B]):
     def __iter__(self) -> Iterator[B]: ...
 
 
-class FinalSaveFailed(RuntimeError):
-    """The last step was trained but its state could not be committed; ending now would lose it."""
+class FinalSaveFailed(SystemExit):
+    """The last step was trained but its state could not be committed: the exit code says that the store is to blame."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(int(ExitCode.UNSAVED))
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"step {self.step}, the last, could not be saved; see the failed saves reported before"
 
 
 class Session(Generic[B]):
@@ -89,6 +96,7 @@ class Session(Generic[B]):
         checkpoint: CheckpointPlan | None = None,
         config_digest: str = "",
         membership: Membership | None = None,
+        final_save_seconds: float = 900.0,
     ) -> None:
         """`others` are further things with state: gradient scalers, averaged weights.
 
@@ -96,6 +104,7 @@ class Session(Generic[B]):
         orders its buckets anew after its first backward pass, which changes the rounding of sums; so two passes
         are rehearsed before the state is put in place, in every attempt alike.
         `checkpoint` says where to save when no agent started this process; with one, the TrainingRun says it.
+        `final_save_seconds`: for about how long the last save is tried again while the store takes nothing.
         `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
         given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
         """
@@ -108,6 +117,7 @@ class Session(Generic[B]):
         self._rehearse = rehearse
         self._plan = checkpoint
         self._config_digest = config_digest
+        self._final_save_seconds = final_save_seconds
         if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized: call "
@@ -382,21 +392,28 @@ class Session(Generic[B]):
             return
         self._page.enter(Phase.SAVING)
         committed = self._wait_for(checkpointer)
-        for _ in range(_FINAL_SAVES):
+        for pause in (0.0, *_pauses(self._final_save_seconds)):
             if committed and self._saved_step == self._step:
-                self._page.committed_step = checkpointer.committed_step
-                return
+                break
+            self._stay_alive(pause)
             self._save(checkpointer)
             self._page.enter(Phase.SAVING)
             committed = self._wait_for(checkpointer)
-        if not committed:
-            raise FinalSaveFailed(
-                f"step {self._step}, the last, could not be saved; see the failed saves reported before"
-            )
+        if not committed or self._saved_step != self._step:
+            failure = FinalSaveFailed(self._step)
+            _log.error("%s", failure)
+            raise failure
+        self._page.committed_step = checkpointer.committed_step
+
+    def _stay_alive(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._page.mark()
+            time.sleep(min(left, _SIGN_SECONDS))
 
     def _wait_for(self, checkpointer: Checkpointer) -> bool:
         """Whether the save in flight was committed; while it is, the rank shows that it lives and waits for it."""
-        deadline = time.monotonic() + _FINAL_SAVE_SECONDS
+        deadline = time.monotonic() + _COMMIT_SECONDS
         while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
             self._page.mark()
         return checkpointer.wait(0.0)
@@ -404,3 +421,11 @@ class Session(Generic[B]):
     def _report(self, report: Report) -> None:
         with self._reporting:
             self._reporter.send(report)
+
+
+def _pauses(total_seconds: float) -> Iterator[float]:
+    """Seconds between tries, growing; the same on every rank, since clocks would part them in the midst of a save."""
+    pause, spent = 1.0, 0.0
+    while spent + pause <= total_seconds:
+        yield pause
+        spent, pause = spent + pause, min(2 * pause, _LONGEST_PAUSE_SECONDS)

@@ -18,9 +18,9 @@ from rich.console import Console
 
 from mend.apply import TRAINING_RUNS
 from mend.chart import draw_run
-from mend.demo.verdict import Shown, curves_agree, matched, summary, table, weights_agree
+from mend.demo.verdict import broken_promises, curves_agree, matched, summary, table, weights_agree
 from mend.demo.view import View, told
-from mend.demo.watch import Harm, Injection, Sight, Watcher, injure
+from mend.demo.watch import Harm, Injection, Plan, Sight, Watcher, injure
 from mend.journal import CurvePoint, Journal, read_curve
 from mend.kube.client import KubeClient
 from mend.manifest import Manifest, decode_manifest
@@ -35,6 +35,7 @@ from mend_local.kubelet import end_earlier_life
 NAMESPACE = "default"
 UNBROKEN, BROKEN = "unbroken", "clio"
 SAVE_STEPS = 10  # as in run.yaml
+LEAST_STEPS = 4 * SAVE_STEPS
 LOOK_SECONDS = 0.1
 PATIENCE_SECONDS = 180.0
 
@@ -43,17 +44,15 @@ class DemoFailed(Exception):
     """The demonstration did not come to its end; the message says where it stuck."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Do this harm to this rank once that step is done."""
-
-    harm: Harm
-    rank: int
-    step: int
-
-
 def plans(steps: int) -> tuple[Plan, ...]:
-    """A crash in the first half, a hang in the second, of ranks in different pods; both between two saves."""
+    """A crash in the first half, a hang in the second, of ranks in different pods; both between two saves.
+
+    Raises `DemoFailed` for a run that is over before both could be done and recovered from.
+    """
+    if steps < LEAST_STEPS:
+        raise DemoFailed(
+            f"--steps: got {steps}; expected at least {LEAST_STEPS}, for a run that saves, is harmed twice and goes on"
+        )
     first, second = (steps * tenths // 100 * 10 + SAVE_STEPS // 2 for tenths in (3, 6))
     return Plan(Harm.CRASH, 2, first), Plan(Harm.HANG, 1, second)
 
@@ -64,6 +63,7 @@ async def play(folder: Path, steps: int, state_dir: Path) -> int:
     The cluster lives in `state_dir`, always the same: should this process be killed with -9, the next demonstration
     finds what it has left there and ends it.
     """
+    planned = plans(steps)
     console = Console()
     view = View(console, steps)
     began = time.monotonic()
@@ -71,7 +71,7 @@ async def play(folder: Path, steps: int, state_dir: Path) -> int:
         view.say("starting a laptop-sized Kubernetes, an object store and mend's controller")
         await asyncio.to_thread(_forget_earlier, state_dir)
         async with LocalCluster(state_dir, tell=view.say) as cluster:
-            result = await _perform(cluster, view, steps)
+            result = await _perform(cluster, view, steps, planned)
     shutil.rmtree(state_dir, ignore_errors=True)
     return _conclude(result, folder, console, view, steps, time.monotonic() - began)
 
@@ -89,6 +89,7 @@ class Result:
     """Everything that was seen."""
 
     status: RunStatus
+    planned: tuple[Plan, ...]
     injections: tuple[Injection, ...]
     points: tuple[CurvePoint, ...]
     calm_points: tuple[CurvePoint, ...]
@@ -96,7 +97,7 @@ class Result:
     calm_manifest: Manifest
 
 
-async def _perform(cluster: LocalCluster, view: View, steps: int) -> Result:
+async def _perform(cluster: LocalCluster, view: View, steps: int, planned: tuple[Plan, ...]) -> Result:
     client = await KubeClient.from_kubeconfig(str(cluster.kubeconfig))
     watcher = Watcher(client, NAMESPACE)
     try:
@@ -107,11 +108,12 @@ async def _perform(cluster: LocalCluster, view: View, steps: int) -> Result:
         view.say(f"applying TrainingRun {BROKEN}: the same, but two of its ranks will be harmed", "bold")
         await client.create(TRAINING_RUNS, NAMESPACE, _run(cluster, BROKEN, steps))
         injections: list[Injection] = []
-        status = await _follow(watcher, view, BROKEN, plans(steps), injections)
+        status = await _follow(watcher, view, BROKEN, planned, injections)
         view.say(f"{BROKEN} has finished at step {status.step}")
         journal = Journal(cluster.places.controller_data)
         return Result(
             status=status,
+            planned=planned,
             injections=tuple(injections),
             points=tuple(read_curve(journal.curve_path(f"{NAMESPACE}/{BROKEN}"))),
             calm_points=tuple(read_curve(journal.curve_path(f"{NAMESPACE}/{UNBROKEN}"))),
@@ -207,15 +209,18 @@ def _conclude(result: Result, folder: Path, console: Console, view: View, steps:
     shown = matched(status.incidents, result.injections)
     compared, different = curves_agree(result.points, result.calm_points, steps)
     same_weights = weights_agree(result.manifest, result.calm_manifest)
-    bit_exact = not different and same_weights
+    failures = broken_promises(
+        result.planned, result.injections, shown, different, (result.manifest, result.calm_manifest)
+    )
     more = {
+        "promises_broken": failures,
         "steps_compared": compared,
         "weights_equal": same_weights,
         "goodput": round(status.ledger.goodput, 4),
         "seconds": round(seconds, 1),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    facts = summary(status, shown, bit_exact=bit_exact, more=more)
+    facts = summary(status, shown, bit_exact=not different and same_weights, more=more)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     title = f"{BROKEN}: {status.attempt} attempts, one loss curve"
@@ -227,7 +232,6 @@ def _conclude(result: Result, folder: Path, console: Console, view: View, steps:
     for entry in tell_ledger(status):
         console.print(entry)
     console.print()
-    failures = _broken_promises(result, shown, different)
     if not failures:
         console.print(
             f"[bold green]Nothing was lost:[/] the losses of all {compared} steps and the final weights equal "
@@ -237,19 +241,3 @@ def _conclude(result: Result, folder: Path, console: Console, view: View, steps:
         console.print(f"[bold red]Promise broken:[/] {failure}")
     console.print(f"The curve: {folder / 'run.png'}   the facts: {folder / 'summary.json'}   ({seconds:.0f} s)")
     return 1 if failures else 0
-
-
-def _broken_promises(result: Result, shown: Sequence[Shown], different: Sequence[int]) -> list[str]:
-    failures = []
-    for injection in result.injections:
-        mine = [each for each in shown if each.injected_rank == injection.rank and each.kind == injection.harm.shows_as]
-        if not mine:
-            failures.append(f"the {injection.harm} of rank {injection.rank} was not noticed")
-        elif mine[0].culprit_ranks != (injection.rank,):
-            failures.append(f"rank {injection.rank} was harmed, but blamed was {mine[0].culprit_ranks or 'nobody'}")
-    if different:
-        failures.append(f"the loss differs at {len(different)} steps, first at step {different[0]}")
-    if not weights_agree(result.manifest, result.calm_manifest):
-        steps = f"steps {result.manifest.step} and {result.calm_manifest.step}"
-        failures.append(f"the weights in the last checkpoints (of {steps}) differ")
-    return failures

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from mend.demo.watch import Injection
+from mend.demo.watch import Injection, Plan
 from mend.journal import CurvePoint
 from mend.manifest import Manifest
 from mend.model import IncidentRecord, RunStatus
@@ -67,6 +67,34 @@ def curves_agree(points: Iterable[CurvePoint], unbroken: Iterable[CurvePoint], s
 def weights_agree(one: Manifest, other: Manifest) -> bool:
     """Whether two checkpoints hold the same bytes in every tensor, by their digests."""
     return _digests(one) == _digests(other)
+
+
+def broken_promises(
+    planned: Sequence[Plan],
+    injections: Sequence[Injection],
+    shown: Sequence[Shown],
+    different: Sequence[int],
+    last: tuple[Manifest, Manifest],
+) -> list[str]:
+    """What the demonstration promised and did not show. Harm that was never done proves nothing, so it is one too.
+
+    `different` are the steps whose losses differ, `last` the manifests of the last checkpoints.
+    """
+    failures = [
+        f"the {plan.harm} of rank {plan.rank} after step {plan.step} was not done: the run ended before"
+        for plan in planned[len(injections) :]
+    ]
+    for injection in injections:
+        mine = [each for each in shown if each.injected_rank == injection.rank and each.kind == injection.harm.shows_as]
+        if not mine:
+            failures.append(f"the {injection.harm} of rank {injection.rank} was not noticed")
+        elif mine[0].culprit_ranks != (injection.rank,):
+            failures.append(f"rank {injection.rank} was harmed, but blamed was {mine[0].culprit_ranks or 'nobody'}")
+    if different:
+        failures.append(f"the loss differs at {len(different)} steps, first at step {different[0]}")
+    if not weights_agree(*last):
+        failures.append(f"the weights in the last checkpoints (of steps {last[0].step} and {last[1].step}) differ")
+    return failures
 
 
 def summary(status: RunStatus, shown: Sequence[Shown], *, bit_exact: bool, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,15 @@ class Harm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """Do this harm to this rank once that step is done."""
+
+    harm: Harm
+    rank: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Injection:
     """Harm that was done: to which rank, after which step, and when (seconds since the epoch)."""
 
