@@ -185,8 +185,8 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
     status = seen.status
     first = seen.agent_of(status.participants[0])
     master = seen.pod_of(status.participants[0])
-    if first is None or first.heartbeat is None or master is None:
-        return ()
+    if first is None or first.heartbeat is None or master is None or not master.ip:
+        return ()  # also if the watch of pods lags: without an address nobody would find the store
     size = spec.workers.ranks_per_worker
     launches = []
     for place, worker in enumerate(status.participants):

@@ -80,7 +80,7 @@ class Limits(_Facts, frozen=True, kw_only=True):
     ceiling_seconds: float
     saving_seconds: float
     evaluating_seconds: float
-    pause_seconds: float = 5.0  # specs that an older mend kept in a status have none
+    pause_seconds: float = 2.0  # specs that an older mend kept in a status have none
 
 
 class Health(_Facts, frozen=True, kw_only=True):
@@ -292,7 +292,7 @@ def _health(fields: Fields) -> Health:
             first_step_seconds=limits.seconds("firstStep", "15m"),
             floor_seconds=limits.seconds("floor", "650ms"),
             ceiling_seconds=limits.seconds("ceiling", "10m"),
-            pause_seconds=limits.seconds("pause", "5s"),
+            pause_seconds=limits.seconds("pause", "2s"),
             saving_seconds=limits.seconds("saving", "10m"),
             evaluating_seconds=limits.seconds("evaluating", "1h"),
         ),

@@ -408,7 +408,7 @@ def test_a_standstill_must_have_been_heard_of() -> None:
 
 @pytest.mark.parametrize(
     ("states", "patience"),
-    [(("S", "S"), 3.0), (("S", "R"), 3.0), (("S", "D"), 3.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
+    [(("S", "S"), 1.0), (("S", "R"), 1.0), (("S", "D"), 1.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
@@ -418,8 +418,8 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
 
 
 def test_patience_runs_out() -> None:
-    """A limit of two steps and a pause after the last mark, whatever the evidence says."""
-    incident = late(6.1).asked(evidence(0), evidence(1)).incident
+    """Eight steps after the last mark, which is longer than a limit of two and a pause, whatever the evidence says."""
+    incident = late(4.1).asked(evidence(0), evidence(1)).incident
     assert incident is not None
     assert (incident.needs_evidence, incident.patience_seconds) == (False, 0.0)
 
