@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from waiting import eventually
 
 PROGRAMS = Path(__file__).parent / "programs"
 RUN = ("tests", "run")
-MEMORY_BYTES = 3 << 30  # of both workers of a gang on memory-bound ground
+MEMORY_BYTES = 2 << 30  # of both workers of a gang on memory-bound ground
 WARM_STEPS = 12  # enough for the limit of a step to be learnt
 MARGIN_STEPS = 10  # from the request to the fault: every rank has seen its request by then
 CALM_STEPS = 25  # how long a gang that must not be called ill is watched
@@ -144,7 +144,7 @@ class InjuredGang:
         self.faults = folder / "faults"
         self.faults.mkdir()
         self.clock_offset = folder / "clock-offset"
-        self.set_clock(0)
+        self.clock_offset.write_bytes(bytes(struct.calcsize("q")))
         self._news = asyncio.Event()
         self._pool = AgentPool(on_news=lambda run: self._news.set())
 
@@ -163,7 +163,18 @@ class InjuredGang:
 
     def set_clock(self, seconds: int) -> None:
         """Move the wall clock of agents and ranks, on ground where it can be set."""
-        self.clock_offset.write_bytes(struct.pack("q", seconds))
+        with self.clock_offset.open("r+b") as offset:  # in place: processes have it mapped
+            offset.write(struct.pack("q", seconds))
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch as a process on this ground reads them."""
+        env = {**os.environ, **self._clock_environment()}
+        told = subprocess.run(["date", "+%s"], env=env, check=True, capture_output=True, timeout=30)
+        return float(told.stdout)
+
+    def _clock_environment(self) -> dict[str, str]:
+        on_ground = {"LD_PRELOAD": str(self.folder / "clock.so")} if self.ground is Ground.CLOCK else {}
+        return {"CLOCK_OFFSET": str(self.clock_offset), **on_ground}
 
     # ------------------------------------------------------------ life
     async def launch(self) -> None:
@@ -228,9 +239,7 @@ class InjuredGang:
             prefix += ["sh", "-c", f'echo $$ > {self.cgroup}/cgroup.procs; exec "$@"', "sh"]
         if self.network is not None:
             prefix += self.network.enter(worker)
-        env = {"GIL_HOLDER": str(self.folder / "gil_holder.so"), "CLOCK_OFFSET": str(self.clock_offset)}
-        if self.ground is Ground.CLOCK:
-            env["LD_PRELOAD"] = str(self.folder / "clock.so")
+        env = {"GIL_HOLDER": str(self.folder / "gil_holder.so"), **self._clock_environment()}
         return AgentProcess(
             [sys.executable, str(PROGRAMS / "injured.py")],
             self.folder,
@@ -316,9 +325,8 @@ async def a_gang(
 ) -> AsyncIterator[InjuredGang]:
     """Warm agents for `workers` x `ranks` real ranks on this ground; skips the test where the ground cannot be had.
 
-    `floor` is the shortest time without a step that may be called a hang.
+    `folder` is there and empty; `floor` is the shortest time without a step that may be called a hang.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     with _the_ground(ground, workers) as (cgroup, network):
         _build(PROGRAMS / "gil_holder.c", folder / "gil_holder.so")
         _build(PROGRAMS / "clock.c", folder / "clock.so")
@@ -387,33 +395,66 @@ LOST = frozenset({IncidentKind.LOST})
 DIVERGED = frozenset({IncidentKind.DIVERGED})
 NOTHING: frozenset[IncidentKind] = frozenset()
 
-KINDS: Mapping[str, FaultKind] = {
-    kind.name: kind
-    for kind in (
-        FaultKind("kill", "SIGKILL from outside", CRASHED, signal=signal.SIGKILL),
-        FaultKind("segfault", "SIGSEGV, as a bad extension gets it", CRASHED, signal=signal.SIGSEGV),
-        FaultKind("stop", "SIGSTOP", HUNG, signal=signal.SIGSTOP),
-        FaultKind("sleep", "a sleep before a collective", HUNG, request="sleep"),
-        FaultKind("spin", "Python code that never ends", HUNG, request="spin"),
-        FaultKind("locks", "two threads that wait for each other's lock", HUNG, request="locks"),
-        FaultKind("hold-gil", "a C extension that holds the GIL", HUNG, request="hold-gil"),
-        FaultKind("loader", "a data loader that never returns", HUNG, request="loader"),
-        FaultKind("skip", "a collective left out", HUNG, request="skip"),
-        FaultKind("reorder", "two collectives in another order", HUNG, request="reorder"),
-        FaultKind("raise", "an exception", CRASHED, request="raise"),
-        FaultKind("raise-late", "an exception that is told after its peers have died of it", CRASHED, request="raise-late"),
-        FaultKind("raise-all", "an exception on every rank", CRASHED, Blamed.ALL, request="raise"),
-        FaultKind("exit", "sys.exit(3)", CRASHED, request="exit"),
-        FaultKind("oom", "more memory than the container has", CRASHED, request="eat", ground=Ground.MEMORY),
-        FaultKind("slow", "a rank that is slow for some steps", NOTHING, request="slow"),
-        FaultKind("pause-worker", "SIGSTOP to all ranks of a worker", HUNG, Blamed.WORKER, outside=_pause_worker, min_workers=2),
-        FaultKind("cut-network", "no packets between the workers", HUNG, Blamed.NOBODY, outside=_cut_network, ground=Ground.NETWORK, min_workers=2),
-        FaultKind("disk-full", "no space left on the device", CRASHED, request="fill-disk"),
-        FaultKind("nan", "a loss that is no number", DIVERGED, Blamed.NOBODY, request="nan"),
-        FaultKind("kill-agent", "SIGKILL to the agent, whose ranks die with it", LOST, Blamed.WORKER, outside=_kill_agent, min_workers=2),
-        FaultKind("clock-back", "the wall clock set back by an hour", NOTHING, outside=_set_clock_back, ground=Ground.CLOCK),
+
+def _requested(request: str, what: str, incidents: frozenset[IncidentKind], **more: Any) -> FaultKind:
+    """A kind that tests/programs/injured.py does to itself under the same name."""
+    return FaultKind(more.pop("name", request), what, incidents, request=request, **more)
+
+
+def _all_kinds() -> Iterator[FaultKind]:
+    yield FaultKind("kill", "SIGKILL from outside", CRASHED, signal=signal.SIGKILL)
+    yield FaultKind("segfault", "SIGSEGV, as a bad extension gets it", CRASHED, signal=signal.SIGSEGV)
+    yield FaultKind("stop", "SIGSTOP", HUNG, signal=signal.SIGSTOP)
+    yield _requested("sleep", "a sleep before a collective", HUNG)
+    yield _requested("spin", "Python code that never ends", HUNG)
+    yield _requested("locks", "two threads that wait for each other's lock", HUNG)
+    yield _requested("hold-gil", "a C extension that holds the GIL", HUNG)
+    yield _requested("loader", "a data loader that never returns", HUNG)
+    yield _requested("skip", "a collective left out", HUNG)
+    yield _requested("reorder", "two collectives in another order", HUNG)
+    yield _requested("raise", "an exception", CRASHED)
+    yield _requested("raise-late", "an exception that is told after the peers have died of it", CRASHED)
+    yield _requested("raise", "an exception on every rank", CRASHED, name="raise-all", blamed=Blamed.ALL)
+    yield _requested("exit", "sys.exit(3)", CRASHED)
+    yield _requested("eat", "more memory than there is", CRASHED, name="oom", ground=Ground.MEMORY)
+    yield _requested("fill-disk", "no space left on the device", CRASHED, name="disk-full")
+    yield _requested("nan", "a loss that is no number", DIVERGED, blamed=Blamed.NOBODY)
+    yield _requested("slow", "a rank that is slow for some steps", NOTHING)
+    yield FaultKind(
+        "pause-worker",
+        "SIGSTOP to all ranks of a worker",
+        HUNG,
+        Blamed.WORKER,
+        outside=_pause_worker,
+        min_workers=2,
     )
-}  # fmt: skip
+    yield FaultKind(
+        "cut-network",
+        "no packets between the workers",
+        HUNG,
+        Blamed.NOBODY,
+        outside=_cut_network,
+        ground=Ground.NETWORK,
+        min_workers=2,
+    )
+    yield FaultKind(
+        "kill-agent",
+        "SIGKILL to the agent, whose ranks die with it",
+        LOST,
+        Blamed.WORKER,
+        outside=_kill_agent,
+        min_workers=2,
+    )
+    yield FaultKind(
+        "clock-back",
+        "the wall clock set back by an hour",
+        NOTHING,
+        outside=_set_clock_back,
+        ground=Ground.CLOCK,
+    )
+
+
+KINDS: Mapping[str, FaultKind] = {kind.name: kind for kind in _all_kinds()}
 
 
 def expected(kind: FaultKind, gang: InjuredGang, rank: int) -> Expected:

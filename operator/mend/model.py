@@ -381,16 +381,23 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     def ranks(self) -> tuple[RankReport, ...]:
         """Every rank of the current attempt that is known of, in rank order, its ages carried on to now."""
         reports = [
-            replace(
-                rank,
-                progress_seconds=rank.progress_seconds + agent.silent_seconds,
-                phase_seconds=rank.phase_seconds + agent.silent_seconds,
-            )
+            _carried_on(rank, agent.silent_seconds)
             for worker in self.status.participants
             if (agent := self.agent_of(worker)) and (beat := self.heartbeat_of(worker))
             for rank in beat.ranks
         ]
         return tuple(sorted(reports, key=lambda rank: rank.rank))
+
+
+def _carried_on(rank: RankReport, seconds: float) -> RankReport:
+    """The report as of `seconds` later: only then can ages that came with different heartbeats be compared."""
+    return replace(
+        rank,
+        progress_seconds=rank.progress_seconds + seconds,
+        phase_seconds=rank.phase_seconds + seconds,
+        exit=rank.exit and replace(rank.exit, age_seconds=rank.exit.age_seconds + seconds),
+        error=rank.error and replace(rank.error, age_seconds=rank.error.age_seconds + seconds),
+    )
 
 
 # ---------------------------------------------------------------- decision: what to do

@@ -239,6 +239,7 @@ class GroupProgress(Message, frozen=True, kw_only=True):
     last_started: int = -1
     last_completed: int = -1
     last_enqueued_name: str = ""  # profiling name, e.g. "gloo:all_reduce"
+    recent_names: tuple[str, ...] = ()  # of the newest collectives entered, newest last
 
 
 class RankEvidence(Message, frozen=True, kw_only=True):
@@ -246,7 +247,11 @@ class RankEvidence(Message, frozen=True, kw_only=True):
 
     rank: int
     process_state: str = ""  # /proc: R running, S sleeping, D disk, T stopped, Z zombie, X gone
+    threads: int = 0
     threads_running: int = 0
+    kernel_function: str = ""  # where its main thread sleeps in the kernel, where that may be read
+    cpu_share: float = 0.0  # of one CPU, that its main thread used between two looks
+    python_answers: bool | None = None  # whether Python code ran when asked; False: the GIL is held. None: not asked
     groups: tuple[GroupProgress, ...] = ()
     recorder_answered: bool = False
     stack: str = ""  # faulthandler's dump, main thread last

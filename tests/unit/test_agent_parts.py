@@ -220,8 +220,15 @@ def test_a_dump_names_groups_as_all_ranks_do() -> None:
             last_started=18,
             last_completed=17,
             last_enqueued_name="nccl:broadcast",
+            recent_names=("nccl:all_reduce", "nccl:broadcast"),
         ),
-        GroupProgress(name="17", last_enqueued=3, last_completed=3, last_enqueued_name="nccl:all_gather"),
+        GroupProgress(
+            name="17",
+            last_enqueued=3,
+            last_completed=3,
+            last_enqueued_name="nccl:all_gather",
+            recent_names=("nccl:all_gather",),
+        ),
     )
 
 
@@ -234,7 +241,13 @@ def test_a_dump_forgets_the_groups_that_a_rank_has_left() -> None:
         "0": {"last_completed_collective": "7", "last_enqueued_collective": "8"},
         "1": {"last_completed_collective": "899", "last_enqueued_collective": "900"},
         "3": {"last_completed_collective": "12", "last_enqueued_collective": "12"}}}"""
-    only = GroupProgress(name="0:default_pg", last_enqueued=12, last_completed=12, last_enqueued_name="gloo:all_reduce")
+    only = GroupProgress(
+        name="0:default_pg",
+        last_enqueued=12,
+        last_completed=12,
+        last_enqueued_name="gloo:all_reduce",
+        recent_names=("gloo:all_reduce",),
+    )
     assert parse_dump(raw) == (only,)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mend import culprit
+from mend import culprit, stacks
 from mend.protocol import ExitCode, GroupProgress, Phase, RankError, RankEvidence, RankExit, RankReport
 
 STACK = """Thread 0x1 (most recent call first):
@@ -243,7 +243,7 @@ def test_an_end_in_words(report: RankReport, words: str) -> None:
 
 def test_top_frame_of_the_main_thread() -> None:
     """faulthandler prints the main thread last; its innermost frame comes first."""
-    assert culprit.top_frame(STACK) == "train.py:12 in step"
-    assert culprit.top_frame("") == ""
-    assert culprit.top_frame("Current thread 0x1 (most recent call first):") == ""
-    assert culprit.top_frame("Thread 0x1:\n  <no Python frame>") == ""
+    assert stacks.top_frame(STACK) == "train.py:12 in step"
+    assert stacks.top_frame("") == ""
+    assert stacks.top_frame("Current thread 0x1 (most recent call first):") == ""
+    assert stacks.top_frame("Thread 0x1:\n  <no Python frame>") == ""
