@@ -172,6 +172,10 @@ class InjuredGang:
         told = subprocess.run(["date", "+%s"], env=env, check=True, capture_output=True, timeout=30)
         return float(told.stdout)
 
+    def has_its_clock(self, rank: RankReport) -> bool:
+        """Whether this rank reads the clock of its ground."""
+        return "clock.so" in Path(f"/proc/{rank.pid}/maps").read_text()
+
     def _clock_environment(self) -> dict[str, str]:
         on_ground = {"LD_PRELOAD": str(self.folder / "clock.so")} if self.ground is Ground.CLOCK else {}
         return {"CLOCK_OFFSET": str(self.clock_offset), **on_ground}
