@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from mend import render
+from mend import dossier, render
 from mend.crstatus import from_resource, to_resource
 from mend.decide import decide
 from mend.heard import StepSamples, is_news
@@ -27,6 +27,7 @@ from mend.model import (
     DeleteRun,
     DeleteWorker,
     EmitEvent,
+    KeepEvidence,
     Observation,
     PodPhase,
     PruneCheckpoints,
@@ -152,6 +153,7 @@ class World:
         self.restored_wrongly: list[str] = []
         self.pruned: list[str] = []
         self.pruned_wrongly: list[str] = []
+        self.kept: dict[str, bytes] = {}
         self.story: list[str] = []
         self.seen_status = RunStatus()
 
@@ -667,6 +669,8 @@ class World:
                     exit_code=action.exit_code,
                 )
                 self._send(uid, order)
+            case KeepEvidence(key=key, record=record):
+                self.kept[key] = dossier.encode(dossier.compose(seen, record))
             case PruneCheckpoints(uris=uris):
                 self._prune(uris)
             case DeleteRun():

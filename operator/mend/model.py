@@ -112,6 +112,7 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
     summary: str = ""
     fingerprint: str = ""
+    evidence_uri: str = ""  # of its dossier in the store; "" if none was sent there
     began_at: float
     detected_at: float
     gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
@@ -301,6 +302,7 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
 class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
@@ -472,6 +474,13 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
+    """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
+
+    key: str
+    record: IncidentRecord
+
+
 class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
     """The run's time to live after its end is over."""
 
@@ -486,6 +495,7 @@ AnyAction = (
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | KeepEvidence
     | DeleteRun
 )
 

@@ -402,6 +402,7 @@ class Rejoin(Message, frozen=True, kw_only=True):
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
+INCIDENTS_FOLDER: Final = "incidents"
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
 SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
@@ -410,6 +411,14 @@ DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read b
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
     """Key prefix of one save, relative to the run's prefix. Sorts by step; never reused."""
     return f"step-{step:012d}/{attempt:06d}-{save_id}"
+
+
+def incident_key(attempt: int, incident: int, run_uid: str) -> str:
+    """Key of an incident's dossier, relative to the run's prefix: no listing of checkpoints finds it.
+
+    The uid keeps apart the runs that have the prefix one after the other, each of which counts from one.
+    """
+    return f"{INCIDENTS_FOLDER}/{attempt:06d}-{incident:06d}-{run_uid[:8]}.json"
 
 
 def encode(message: Message) -> bytes:
