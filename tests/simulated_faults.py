@@ -1,4 +1,4 @@
-"""What each fault of a simulated rank looks like from outside, as agents really saw it (tests/integration/test_fault_kinds.py)."""
+"""What each fault of a simulated rank looks like from outside, as agents of real ranks saw it in test_fault_kinds."""
 
 from __future__ import annotations
 
