@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,8 @@ from mend.protocol import (
     SaveFailed,
 )
 from mend_trainer.command import Module, Program, Script, understand
-from mend_trainer.procfs import OutOfMemoryKills, descendants, has_handler, look_at
+from mend_trainer.evidence import lasting_state
+from mend_trainer.procfs import OutOfMemoryKills, ProcessFacts, descendants, has_handler, look_at
 from mend_trainer.ranks import Rank
 from mend_trainer.recorder import parse_dump
 from mend_trainer.reporting import Reporter
@@ -259,6 +261,40 @@ def test_a_dump_of_nonsense_is_an_error_that_the_reader_knows(raw: bytes) -> Non
 
 
 # ---------------------------------------------------------------- /proc and cgroups
+def test_who_computes_is_told_from_who_sleeps() -> None:
+    """CPU time grows in one of two looks' reach; the sleeper's place in the kernel has a name where it may be read."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    idle = subprocess.Popen(["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 30
+        while look_at(busy.pid).cpu_seconds < 0.2 or look_at(idle.pid).state != "S":
+            assert time.monotonic() < deadline
+        assert look_at(idle.pid).cpu_seconds < 0.1
+        assert look_at(idle.pid).threads == 1
+        assert look_at(busy.pid).kernel_function == ""
+    finally:
+        for child in (busy, idle):
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lasting"),
+    [
+        ("D", "D", "D"),
+        ("D", "S", "S"),
+        ("S", "D", "S"),
+        ("D", "T", "S"),
+        ("T", "T", "T"),
+        ("R", "X", "X"),
+        ("t", "R", "R"),
+    ],
+)
+def test_only_a_state_that_lasts_is_told(first: str, second: str, lasting: str) -> None:
+    """A healthy process writes to a disk, or is looked at by a debugger, for moments: it is not blamed for that."""
+    assert lasting_state(ProcessFacts(state=first), ProcessFacts(state=second)) == lasting
+
+
 def test_a_stopped_process_shows_as_stopped_and_a_dead_one_as_gone() -> None:
     """T after SIGSTOP, X once it is buried."""
     child = subprocess.Popen(["sleep", "60"])
@@ -272,6 +308,7 @@ def test_a_stopped_process_shows_as_stopped_and_a_dead_one_as_gone() -> None:
         child.kill()
         child.wait()
     assert look_at(child.pid).state == "X"
+    assert look_at(child.pid).cpu_seconds == 0.0
     assert not has_handler(child.pid, signal.SIGUSR1)
 
 

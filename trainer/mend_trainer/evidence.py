@@ -58,7 +58,7 @@ async def _read(rank: Rank, seconds: float) -> RankEvidence:
     second, between = _look(rank), time.monotonic() - began
     return RankEvidence(
         rank=rank.rank,
-        process_state=_lasting(first, second),
+        process_state=lasting_state(first, second),
         threads=second.threads,
         threads_running=second.threads_running,
         kernel_function=second.kernel_function,
@@ -78,7 +78,7 @@ def _look(rank: Rank) -> ProcessFacts:
     return look_at(rank.pid) if rank.is_alive else ProcessFacts(state=GONE if rank.exit else "")
 
 
-def _lasting(first: ProcessFacts, second: ProcessFacts) -> str:
+def lasting_state(first: ProcessFacts, second: ProcessFacts) -> str:
     """The state to be judged by: a healthy process too is stopped or in the kernel for moments, not in both looks."""
     if second.state not in _MOMENTARY or second.state == first.state:
         return second.state
