@@ -11,7 +11,7 @@ from mend.catalog import KEPT_DOSSIERS, Catalog
 from mend.cli import main
 from mend.dossier import Dossier, UnreadableDossier, compose, decode, encode
 from mend.exhibit import exhibit
-from mend.model import FailureClass, IncidentKind, IncidentRecord
+from mend.model import FailureClass, IncidentKind, IncidentRecord, Observation, RunStatus, StoreView
 from mend.protocol import (
     GroupProgress,
     Phase,
@@ -22,6 +22,7 @@ from mend.protocol import (
     checkpoint_key,
     incident_key,
 )
+from mend.records import kept
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from world import World, a_spec
@@ -80,18 +81,13 @@ def test_all_that_was_seen_is_in_it() -> None:
     assert [rank.rank for rank in told.evidence] == [rank.rank for rank in told.ranks] == [0, 1, 2, 3]
 
 
-def test_nothing_is_sent_under_the_prefix_of_another_run() -> None:
-    """While the prefix is another run's, no address is promised and nothing is written."""
-    world = World(a_spec(2, 2))
-    world.until_step(12)
-    assert world.controller is not None
-    world.controller.listing = replace(
-        world.controller.listing, problem="it is owned by another", problem_reason="PrefixOwned"
+@pytest.mark.parametrize("store", [StoreView(), StoreView(listed=True, problem="x", problem_reason="PrefixOwned")])
+def test_nothing_is_sent_under_the_prefix_of_another_run(store: StoreView) -> None:
+    """Before the prefix is known, and when it is another run's, no address is promised and nothing is written."""
+    seen = Observation(
+        name="clio", namespace="team", uid="u", generation=1, created_at=0.0, status=RunStatus(), store=store
     )
-    world.harm_rank(1, "stop")
-    world.until(lambda world: bool(world.status.incidents) and world.status.incidents[-1].tier is not None)
-    assert world.status.incidents[-1].evidence_uri == ""
-    assert world.kept == {}
+    assert kept(a_spec(), seen, RECORD) == (RECORD, ())
 
 
 @pytest.mark.parametrize("most", [1 << 20, 200_000, 20_000, 3_000, 600])
