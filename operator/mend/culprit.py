@@ -32,7 +32,6 @@ TIMED_OUT = ("timeout", "timed out", *SYMPTOM_WORDS)
 SIGABRT = 6
 CLOSE_SECONDS = 0.05  # two failures closer than this cannot be put in order across workers
 COLLECTIVE_FRAMES = ("all_reduce", "allreduce", "all_gather", "reduce_scatter", "broadcast", "barrier", "_wait")
-
 AT_WORK = (Phase.STEP, Phase.COLLECTIVE, Phase.EXITING)
 
 UNKNOWN = Verdict(reasons=("the evidence does not say who",))
@@ -62,33 +61,29 @@ def of_crash(ended: Sequence[RankReport]) -> Verdict:
     """The culprit among ranks that have ended or raised: those whose end is no symptom; all, if all raised alike."""
     causes = [rank for rank in ended if not is_symptom(rank)]
     if causes and all(rank.exit is not None and rank.exit.code in STORE_EXIT_CODES for rank in causes):
-        unsaved = any(rank.exit is not None and rank.exit.code == ExitCode.UNSAVED for rank in causes)
-        what = "the last step cannot be saved" if unsaved else "no checkpoint can be read"
-        return Verdict(reasons=(f"{what}, which is no rank's fault",))
+        return _fault_of_the_store(causes)
     if not causes:
         return Verdict(reasons=("every rank that ended was only cut off by a peer",))
     first = max(causes, key=ended_age)
-    guilty = [rank for rank in causes if _ended_alike(rank, first)]
+    guilty = [rank for rank in causes if _manner(rank) == _manner(first)]
     later = [rank for rank in causes if rank not in guilty]
-    reasons = tuple(f"rank {rank.rank} {how_it_ended(rank)}" for rank in guilty[:8])
-    reasons += tuple(_how_much_later(rank, first) for rank in later[:8])
+    reasons = [f"rank {rank.rank} {how_it_ended(rank)}" for rank in guilty[:8]]
+    reasons += [_how_much_later(rank, first) for rank in later[:8]]
     if innocent := len(ended) - len(causes):
-        reasons += (f"{innocent} more ended only because a peer was gone",)
+        reasons.append(f"{innocent} more ended only because a peer was gone")
     is_close = any(ended_age(first) - ended_age(rank) < CLOSE_SECONDS for rank in later)
-    confidence = 0.95 if len(guilty) == 1 else 0.8
-    return Verdict(
-        ranks=tuple(rank.rank for rank in guilty),
-        confidence=0.6 if is_close else confidence,
-        reasons=reasons,
-    )
+    confidence = 0.6 if is_close else 0.95 if len(guilty) == 1 else 0.8
+    return Verdict(ranks=tuple(rank.rank for rank in guilty), confidence=confidence, reasons=tuple(reasons))
 
 
-def _ended_alike(rank: RankReport, other: RankReport) -> bool:
-    """Whether one fault explains both ends: the same signal, the same type of exception, the same exit code."""
-    return _manner(rank) == _manner(other)
+def _fault_of_the_store(causes: Sequence[RankReport]) -> Verdict:
+    unsaved = any(rank.exit is not None and rank.exit.code == ExitCode.UNSAVED for rank in causes)
+    what = "the last step cannot be saved" if unsaved else "no checkpoint can be read"
+    return Verdict(reasons=(f"{what}, which is no rank's fault",))
 
 
 def _manner(rank: RankReport) -> tuple[str | None, int | None, int | None]:
+    """What two ends have in common that one fault explains: the type of exception, the signal, the exit code."""
     if rank.error is not None:
         return rank.error.type, None, None
     return None, rank.exit.signal if rank.exit else None, rank.exit.code if rank.exit else None
