@@ -11,7 +11,8 @@ from mend.catalog import KEPT_DOSSIERS, Catalog
 from mend.cli import main
 from mend.dossier import Dossier, UnreadableDossier, compose, decode, encode
 from mend.exhibit import exhibit
-from mend.model import FailureClass, IncidentKind, IncidentRecord, Observation, RunStatus, StoreView
+from mend.journal import Entry, Journal
+from mend.model import Decision, FailureClass, IncidentKind, IncidentRecord, Observation, RunStatus, StoreView
 from mend.protocol import (
     GroupProgress,
     Phase,
@@ -195,3 +196,43 @@ def test_the_action_is_composed_of_what_it_was_judged_on() -> None:
     assert world.controller is not None
     seen = world.observe(world.controller)
     assert compose(seen, replace(RECORD, attempt=9)).evidence == ()
+
+
+def a_journal(folder: Path, evidence_uri: str) -> Path:
+    """The journal of a run with the incident `RECORD`, whose dossier is said to be at this address."""
+    seen = Observation(name="clio", namespace="team", uid="u", generation=1, created_at=0.0, status=RunStatus())
+    status = RunStatus(attempt=2, incidents=(replace(RECORD, evidence_uri=evidence_uri),))
+    decision = Decision(status=status, reason="judged")
+    journal = Journal(folder)
+    journal.decided("team/clio", Entry(now=1.0, spec=a_spec(), seen=seen, decision=decision))
+    return journal.path("team/clio")
+
+
+def test_mend_explain_fetches_it_from_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the address in the status, here as a journal has it."""
+    store, key = open_store(f"file://{tmp_path}/run"), incident_key(2, 3, "run-uid")
+    store.put(key, encode(a_dossier()))
+    journal = a_journal(tmp_path / "data", f"{store.uri}/{key}")
+    assert main(["explain", "clio", "--journal", str(journal), "--incident", "3"]) == 0
+    assert "Stack of rank 3, innermost frame first:" in capsys.readouterr().out
+    assert main(["explain", "clio", "--journal", str(journal)]) == 0
+    assert f"evidence {store.uri}/{key}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("uri", "number", "words"),
+    [
+        ("file:///nowhere/run/incidents/000002-000003-u.json", "3", "download it and give it by --evidence FILE"),
+        ("", "3", "its evidence was not kept"),
+        ("file:///nowhere/run/incidents/000002-000003-u.json", "9", "the status knows no such incident; there are: 3"),
+    ],
+)
+def test_evidence_that_cannot_be_had_is_one_line(
+    uri: str, number: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was asked for, why it is not there, and what to do."""
+    code = main(["explain", "clio", "--journal", str(a_journal(tmp_path, uri)), "--incident", number])
+    said = capsys.readouterr().err
+    assert code == 1
+    assert words in said
+    assert len(said.splitlines()) == 1
