@@ -32,7 +32,10 @@ def own_address() -> str:
 
 
 class AgentProcess:
-    """`mend-agent -- COMMAND` as a child of the test, with its output in a file."""
+    """`mend-agent -- COMMAND` as a child of the test, with its output in a file.
+
+    `prefix` is a command that starts it elsewhere, such as in a network of its own, and becomes it.
+    """
 
     def __init__(
         self,
@@ -43,8 +46,10 @@ class AgentProcess:
         ranks: int = 2,
         env: Mapping[str, str] = {},
         stdout: int | None = None,
+        host: str = "",
+        prefix: Sequence[str] = (),
     ) -> None:
-        self.host = own_address()
+        self.host = host or own_address()
         self.worker = worker
         self.ranks = ranks
         self.output_path = folder / f"agent-{worker}-{self.host}.log"
@@ -62,7 +67,7 @@ class AgentProcess:
         }
         with self.output_path.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mend_trainer.agent", "--", *command],
+                [*prefix, sys.executable, "-m", "mend_trainer.agent", "--", *command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output if stdout is None else stdout,

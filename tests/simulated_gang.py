@@ -22,6 +22,7 @@ from mend.protocol import (
     RankReport,
 )
 from mend.restore import is_on_lineage
+from simulated_faults import ENDS, HEALTHY, STUCK
 
 if TYPE_CHECKING:
     from simulated_pod import Agent
@@ -31,6 +32,7 @@ LOADING_SECONDS = 0.3
 STEP_SECONDS = 0.5
 COMMIT_SECONDS = 0.3
 SYMPTOM_SECONDS = 0.1
+LAST_WORDS_SECONDS = 20.0  # between a leaving rank's goodbye to its peers and its own end
 STORAGE_PATIENCE_SECONDS = 3.0  # of ranks that cannot read a checkpoint
 ORDER_SECONDS = 60.0  # for which a rank that was cut off waits for an order
 PREFIX = "s3://bucket/clio"
@@ -38,7 +40,7 @@ PREFIX = "s3://bucket/clio"
 
 @dataclass(eq=False)
 class Rank:
-    """One trainer process. A `fault` keeps it from its next step: stopped, stuck, skipping or saving."""
+    """One trainer process. A `fault`, one of `simulated_faults.STUCK`, keeps it from its next step."""
 
     number: int
     started_at: float
@@ -102,6 +104,7 @@ class Gang:
     steps_done: int = 0
     progress_at: float = 0.0
     network_down: bool = False
+    behind: frozenset[int] = frozenset()  # ranks that a broken ring stopped one collective before the others
     save_wanted: bool = False
     in_flight: list[tuple[int, float]] = field(default_factory=list)
     committed: CheckpointRef | None = None
@@ -157,10 +160,14 @@ class Gang:
 
     def _breaks_apart(self, now: float) -> bool:
         """Ranks that wait for a dead one are cut off, and say so; a stopped or stuck one notices nothing."""
+        for rank in self.ranks.values():
+            if rank.alive and rank.fault == "leaving" and now - rank.fault_at >= LAST_WORDS_SECONDS:
+                rank.end(now, *ENDS["raise"])
         dead = [rank for rank in self.ranks.values() if not rank.alive and rank.exit != RankExit(code=0)]
+        dead += [rank for rank in self.ranks.values() if rank.alive and rank.fault == "leaving"]
         if not dead or self.met_at is None:
             return bool(dead)
-        if now - min(rank.ended_at for rank in dead) >= SYMPTOM_SECONDS:
+        if now - min(rank.ended_at or rank.fault_at for rank in dead) >= SYMPTOM_SECONDS:
             for rank in self.ranks.values():
                 if rank.alive and not rank.fault:
                     self._cut_off(rank, now)
@@ -279,6 +286,7 @@ class Gang:
         ended = rank.exit and RankExit(
             code=rank.exit.code,
             signal=rank.exit.signal,
+            oom_killed=rank.exit.oom_killed,
             age_seconds=now - rank.ended_at,
             log_tail=(f"last words of rank {rank.number}",),
         )
@@ -303,26 +311,32 @@ class Gang:
             return Phase.STARTING
         if self.loaded_at is None:
             return Phase.LOADING
-        return {"stuck": Phase.DATA, "saving": Phase.SAVING}.get(rank.fault, Phase.COLLECTIVE)
+        return STUCK[rank.fault].phase
 
     def evidence(self, rank: Rank, now: float) -> RankEvidence:
         """What an agent finds out about a rank of a gang that stands still."""
-        answers = rank.alive and rank.fault != "stopped"
+        sight = STUCK[rank.fault]
+        answers = rank.alive and sight.answers
         waits = self.loaded_at is not None and self.obstructed
-        entered = self.step + 1 + (1 if waits and rank.fault in ("", "skipping") else 0)
+        done = self.step + 1 - (rank.number in self.behind)
+        usual = HEALTHY.collective
+        entered = sight.collective if waits and sight.is_in else usual
         group = GroupProgress(
             name="default_pg",
             ranks=tuple(range(self.launch.world_size)),
-            last_enqueued=entered,
-            last_completed=self.step + 1,
-            last_enqueued_name="gloo:broadcast" if rank.fault == "skipping" else "gloo:all_reduce",
+            last_enqueued=done + (waits and sight.is_in),
+            last_completed=done,
+            last_enqueued_name=entered,
+            recent_names=(*[usual] * min(done, 8), entered),
         )
-        state = "X" if not rank.alive else "T" if rank.fault == "stopped" else "S"
         return RankEvidence(
             rank=rank.number,
-            process_state=state,
+            process_state=sight.state if rank.alive else "X",
             groups=(group,) if answers else (),
             recorder_answered=answers,
+            python_answers=sight.python_answers if answers else None,
+            cpu_share=sight.cpu_share if answers else 0.0,
+            stack=sight.stack if answers else "",
             phase=self._phase(rank),
             progress_seconds=now - self.progress_at,
             step=self.step,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from mend import render
+from mend import dossier, render
 from mend.crstatus import from_resource, to_resource
 from mend.decide import decide
 from mend.heard import StepSamples, is_news
@@ -27,6 +27,7 @@ from mend.model import (
     DeleteRun,
     DeleteWorker,
     EmitEvent,
+    KeepEvidence,
     Observation,
     PodPhase,
     PruneCheckpoints,
@@ -39,8 +40,9 @@ from mend.model import (
     StoreView,
     WorkerPod,
 )
-from mend.protocol import Evidence, Gather, Heartbeat, Launch, Order, RankError, RankExit, Stop
+from mend.protocol import Evidence, Gather, Heartbeat, Launch, Order, RankExit, Stop
 from mend.spec import Spec, parse_spec
+from simulated_faults import ENDS
 from simulated_gang import Bucket, Gang, Rank, line_holds
 from simulated_pod import Agent, Node, Pod
 
@@ -152,6 +154,7 @@ class World:
         self.restored_wrongly: list[str] = []
         self.pruned: list[str] = []
         self.pruned_wrongly: list[str] = []
+        self.kept: dict[str, bytes] = {}
         self.story: list[str] = []
         self.seen_status = RunStatus()
 
@@ -231,23 +234,31 @@ class World:
 
     # ------------------------------------------------------------ harm
     def harm_rank(self, number: int, how: str) -> None:
-        """kill, raise, stop, stuck, skipping or saving."""
+        """One of `simulated_faults.ENDS`, or stop, or another of `STUCK`."""
         rank = next((each for each in self.live_ranks() if each.number == number), None)
         if rank is None or self.gang is None or (self.gang.finished and not self.gang.in_flight):
             return
         self.harmed_ranks.add((self.gang.attempt, number))
-        if how == "kill":
-            rank.end(self.now, RankExit(signal=9))
-        elif how == "raise":
-            error = RankError(type="ValueError", message="bad sample", traceback="Traceback: bad sample")
-            rank.end(self.now, RankExit(code=1), error)
+        if how in ENDS:
+            rank.end(self.now, *ENDS[how])
         else:
             rank.fault, rank.fault_at = {"stop": "stopped"}.get(how, how), self.now
 
-    def break_network(self) -> None:
-        """All ranks of the gang wait in the same collective, for nobody's fault."""
+    def harm_all(self, how: str) -> None:
+        """The same to every rank, as a mistake of the training code does."""
+        for rank in self.live_ranks():
+            self.harm_rank(rank.number, how)
+
+    def pause_worker(self, worker: int) -> None:
+        """SIGSTOP to all its ranks, as a freezer does."""
+        size = self.spec.workers.ranks_per_worker
+        for number in range(worker * size, (worker + 1) * size):
+            self.harm_rank(number, "stop")
+
+    def break_network(self, *behind: int) -> None:
+        """All ranks of the gang wait, for nobody's fault; these, one collective before the others."""
         if self.gang is not None:
-            self.gang.network_down = True
+            self.gang.network_down, self.gang.behind = True, frozenset(behind)
 
     def repair_network(self) -> None:
         """The collective that all wait in goes on."""
@@ -667,6 +678,8 @@ class World:
                     exit_code=action.exit_code,
                 )
                 self._send(uid, order)
+            case KeepEvidence(key=key, record=record):
+                self.kept[key] = dossier.encode(dossier.compose(seen, record))
             case PruneCheckpoints(uris=uris):
                 self._prune(uris)
             case DeleteRun():

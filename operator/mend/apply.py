@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, assert_never
 
-from mend import render
+from mend import dossier, render
 from mend.agents import AgentError, AgentPool, RunKey
 from mend.crstatus import to_resource
 from mend.kube.client import PODS, SECRETS, SERVICES, Json, KubeClient, Resource
@@ -28,6 +28,7 @@ from mend.model import (
     DeleteRun,
     DeleteWorker,
     EmitEvent,
+    KeepEvidence,
     Observation,
     PruneCheckpoints,
     SendGather,
@@ -54,6 +55,7 @@ class Applier:
         recorder: EventRecorder,
         fence: Fence,
         prune: Callable[[RunKey, tuple[str, ...]], None],
+        keep: Callable[[RunKey, str, bytes], None],
         wake: Callable[[RunKey], None],
     ) -> None:
         self._client = client
@@ -61,6 +63,7 @@ class Applier:
         self._recorder = recorder
         self._fence = fence
         self._prune = prune
+        self._keep = keep
         self._wake = wake
         self._sending: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by pod and order
 
@@ -111,6 +114,8 @@ class Applier:
                 self._recorder.record(regarding(seen), action.type, action.reason, action.message)
             case PruneCheckpoints(uris=uris):
                 self._prune((seen.namespace, seen.name), uris)
+            case KeepEvidence(key=key, record=record):
+                self._keep((seen.namespace, seen.name), key, dossier.encode(dossier.compose(seen, record)))
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
             case SendLaunch() | SendGather() | SendStop():
@@ -165,7 +170,7 @@ def regarding(seen: Observation) -> Regarding:
 
 def _waits(action: AnyAction) -> bool:
     """Whether doing it waits for the API server."""
-    return not isinstance(action, EmitEvent | SendStop | SendLaunch | SendGather | PruneCheckpoints)
+    return not isinstance(action, EmitEvent | SendStop | SendLaunch | SendGather | PruneCheckpoints | KeepEvidence)
 
 
 def _order(action: SendLaunch | SendGather | SendStop) -> Order:

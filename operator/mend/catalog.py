@@ -1,4 +1,4 @@
-"""What lies under a run's prefix in the store: whose it is, which checkpoints are committed, and which may go."""
+"""What lies under a run's prefix in the store: whose it is, what is committed, what is kept, and what may go."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import msgspec
 
 from mend.manifest import NewerManifest, UnreadableManifest, decode_manifest
 from mend.model import StoredCheckpoint, StoreView
-from mend.protocol import MANIFEST_NAME, OWNER_KEY, QUARANTINE_NAME, CheckpointRef, Message
+from mend.protocol import INCIDENTS_FOLDER, MANIFEST_NAME, OWNER_KEY, QUARANTINE_NAME, CheckpointRef, Message
 from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError
 
+KEPT_DOSSIERS: Final = 100
+_DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
 _SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
 
 
@@ -109,6 +111,16 @@ class Catalog:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
             self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
+
+    def keep_dossier(self, key: str, raw: bytes) -> None:
+        """Write an incident's dossier, unless it is there, and delete all but the newest `KEPT_DOSSIERS`."""
+        if not _DOSSIER.fullmatch(key):
+            raise ValueError(f"{key!r} is no key of a dossier")
+        with contextlib.suppress(AlreadyExists):  # written by this action the time before, or by another leader
+            self._store.put_if_absent(key, raw)
+        found = [each for each in self._store.list(f"{INCIDENTS_FOLDER}/") if _DOSSIER.fullmatch(each.key)]
+        found.sort(key=lambda each: (each.modified_unix_seconds, each.key))
+        self._store.delete([each.key for each in found[:-KEPT_DOSSIERS]])
 
     def _owner(self) -> Owner | None:
         try:

@@ -22,16 +22,21 @@ from mend.apply import TRAINING_RUNS
 from mend.chart import draw_run
 from mend.controller import Controller, SteadyClock
 from mend.crstatus import UnreadableStatus, from_resource
+from mend.dossier import Dossier, UnreadableDossier, decode
+from mend.exhibit import exhibit
 from mend.journal import Journal, UnreadableJournal, read_curve, read_journal, replay
 from mend.kube.client import PODS, KubeClient
 from mend.kube.election import Elector, Timing
 from mend.kube.errors import ApiError
 from mend.metrics import Metrics
+from mend.model import RunStatus
 from mend.observe import bare_observation, own_word, worker_pod
-from mend.protocol import LABEL_RUN
+from mend.protocol import INCIDENTS_FOLDER, LABEL_RUN
 from mend.serve import application, serving, token_file
+from mend.store import StoreError, open_store
 from mend.story import tell
 
+STORE_SECONDS = 15.0  # who asks at a terminal is told soon that the store does not answer
 LEASE_NAME = "mend-controller"
 
 
@@ -269,19 +274,65 @@ def _add_explain(commands: Any) -> None:
     sub.add_argument(
         "--journal", type=Path, metavar="FILE.journal.jsonl", help="tell it from this file instead of from the cluster"
     )
+    sub.add_argument("--incident", type=int, metavar="N", help="show the evidence of this one: counters, stacks")
+    sub.add_argument(
+        "--evidence",
+        type=Path,
+        metavar="FILE",
+        help="show this evidence, downloaded from the store before",
+    )
     sub.set_defaults(run=_explain)
 
 
 def _explain(options: argparse.Namespace) -> None:
+    if options.evidence is not None:
+        lines = exhibit(_dossier_of(options.evidence))
+    else:
+        status, endpoint = _told_status(options)
+        if options.incident is None:
+            lines = tell(f"{options.namespace}/{options.name}", status)
+        else:
+            lines = exhibit(_kept_dossier(status, options.incident, endpoint))
+    for line in lines:
+        print(line)
+
+
+def _told_status(options: argparse.Namespace) -> tuple[RunStatus, str | None]:
+    """The run's status, and the endpoint of its store, from a journal or from the cluster."""
     if options.journal is not None:
         entries = [entry for entry in _journal(options.journal) if entry.seen.name == options.name]
         if not entries:
             raise UserError(f"{options.journal} says nothing of a run named {options.name!r}")
-        status = entries[-1].decision.status
-    else:
-        status = from_resource(asyncio.run(_get_run(options)).get("status"))
-    for line in tell(f"{options.namespace}/{options.name}", status):
-        print(line)
+        return entries[-1].decision.status, entries[-1].spec.checkpoint.endpoint
+    run = asyncio.run(_get_run(options))
+    return from_resource(run.get("status")), run["spec"].get("checkpoint", {}).get("endpoint")
+
+
+def _kept_dossier(status: RunStatus, incident: int, endpoint: str | None) -> Dossier:
+    """The dossier as the store has it, by whatever credentials are at hand."""
+    known = {each.id: each for each in status.incidents}
+    record = known.get(incident)
+    if record is None:
+        there = ", ".join(map(str, known)) or "none"
+        raise UserError(f"--incident {incident}: the status knows no such incident; there are: {there}")
+    if not record.evidence_uri:
+        raise UserError(f"--incident {incident}: its evidence was not kept: the store was not known or not ready then")
+    prefix, _, name = record.evidence_uri.rpartition(f"/{INCIDENTS_FOLDER}/")
+    try:
+        raw = open_store(prefix, endpoint, deadline_seconds=STORE_SECONDS).get(f"{INCIDENTS_FOLDER}/{name}")
+        return decode(raw)
+    except (StoreError, UnreadableDossier) as error:
+        remedy = "if it is there, download it and give it by --evidence FILE"
+        raise UserError(f"{record.evidence_uri}: {error}; {remedy}") from error
+
+
+def _dossier_of(path: Path) -> Dossier:
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"evidence {path}: {error.strerror}") from error
+    except UnreadableDossier as error:
+        raise UserError(f"evidence {path}: {error}") from error
 
 
 async def _get_run(options: argparse.Namespace) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Controller:
         self._begin_term()
         pool = AgentPool(on_news=self._queue.add, on_points=self._points)
         prefixes = Prefixes(self._client, on_news=self._queue.add)
-        applier = Applier(self._client, pool, self._recorder, fence, prefixes.prune, self._queue.add)
+        applier = Applier(self._client, pool, self._recorder, fence, prefixes.prune, prefixes.keep, self._queue.add)
         reflectors = (self._runs, self._pods, self._nodes)
         try:
             async with asyncio.TaskGroup() as tasks:

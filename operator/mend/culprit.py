@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
+from mend.collectives import by_mismatch, by_waiting, is_waiting, named, without_saving
 from mend.model import Verdict
-from mend.protocol import SAVE_GROUP, STORE_EXIT_CODES, ExitCode, GroupProgress, Phase, RankEvidence, RankReport
+from mend.protocol import STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankExit, RankReport
+from mend.stacks import seen_at
 
 STOPPED = frozenset("Tt")
 UNINTERRUPTIBLE = frozenset("D")
@@ -28,10 +27,20 @@ SYMPTOM_WORDS = (
     "failed to connect",
     "gloo connectfullmesh failed",
 )
-POINT_TO_POINT = (":send", ":recv")
+WATCHDOG_WORDS = ("watchdog", "processgroupnccl")  # printed by torch's C++ before it aborts a rank whose peer is gone
+TIMED_OUT = ("timeout", "timed out", *SYMPTOM_WORDS)
+SIGABRT = 6
+CLOSE_SECONDS = 0.05  # two failures closer than this cannot be put in order across workers
 COLLECTIVE_FRAMES = ("all_reduce", "allreduce", "all_gather", "reduce_scatter", "broadcast", "barrier", "_wait")
+AT_WORK = (Phase.STEP, Phase.COLLECTIVE, Phase.EXITING)
 
 UNKNOWN = Verdict(reasons=("the evidence does not say who",))
+SYMMETRIC = Verdict(
+    reasons=(
+        "all ranks wait equally in the same collective: network or switch, no rank is blamed",
+        "proposed: a node check on every worker before it trains again",
+    )
+)
 
 
 def is_symptom(rank: RankReport) -> bool:
@@ -40,7 +49,7 @@ def is_symptom(rank: RankReport) -> bool:
     if rank.exit is not None and rank.exit.code == ExitCode.AGENT_FAILED:
         return True  # its agent found no store to meet the others at
     if error is None:
-        return False
+        return rank.exit is not None and _is_aborted_by_watchdog(rank.exit)
     text = error.message.lower()
     return error.type in SYMPTOM_TYPES or (
         error.type in {"RuntimeError", "ConnectionError", "ConnectionResetError", "TimeoutError"}
@@ -52,21 +61,44 @@ def of_crash(ended: Sequence[RankReport]) -> Verdict:
     """The culprit among ranks that have ended or raised: those whose end is no symptom; all, if all raised alike."""
     causes = [rank for rank in ended if not is_symptom(rank)]
     if causes and all(rank.exit is not None and rank.exit.code in STORE_EXIT_CODES for rank in causes):
-        unsaved = any(rank.exit is not None and rank.exit.code == ExitCode.UNSAVED for rank in causes)
-        what = "the last step cannot be saved" if unsaved else "no checkpoint can be read"
-        return Verdict(reasons=(f"{what}, which is no rank's fault",))
+        return _fault_of_the_store(causes)
     if not causes:
         return Verdict(reasons=("every rank that ended was only cut off by a peer",))
-    killed = [rank for rank in causes if rank.exit and rank.exit.signal]
-    raised = [rank for rank in causes if rank.error]
-    one_drew_the_other = bool(killed and raised)
-    guilty = [max(causes, key=ended_age)] if one_drew_the_other else killed or raised or causes
-    names = tuple(rank.rank for rank in guilty)
-    reasons = tuple(f"rank {rank.rank} {how_it_ended(rank)}" for rank in guilty[:8])
-    innocent = len(ended) - len(causes)
-    if innocent:
-        reasons += (f"{innocent} more ended only because a peer was gone",)
-    return Verdict(ranks=names, confidence=0.95 if len(guilty) == 1 else 0.8, reasons=reasons)
+    first = max(causes, key=ended_age)
+    guilty = [rank for rank in causes if _manner(rank) == _manner(first)]
+    later = [rank for rank in causes if rank not in guilty]
+    reasons = [f"rank {rank.rank} {how_it_ended(rank)}" for rank in guilty[:8]]
+    reasons += [_how_much_later(rank, first) for rank in later[:8]]
+    if innocent := len(ended) - len(causes):
+        reasons.append(f"{innocent} more ended only because a peer was gone")
+    is_close = any(ended_age(first) - ended_age(rank) < CLOSE_SECONDS for rank in later)
+    confidence = 0.6 if is_close else 0.95 if len(guilty) == 1 else 0.8
+    return Verdict(ranks=tuple(rank.rank for rank in guilty), confidence=confidence, reasons=tuple(reasons))
+
+
+def _fault_of_the_store(causes: Sequence[RankReport]) -> Verdict:
+    unsaved = any(rank.exit is not None and rank.exit.code == ExitCode.UNSAVED for rank in causes)
+    what = "the last step cannot be saved" if unsaved else "no checkpoint can be read"
+    return Verdict(reasons=(f"{what}, which is no rank's fault",))
+
+
+def _manner(rank: RankReport) -> tuple[str | None, int | None, int | None]:
+    """What two ends have in common that one fault explains: the type of exception, the signal, the exit code."""
+    if rank.error is not None:
+        return rank.error.type, None, None
+    return None, rank.exit.signal if rank.exit else None, rank.exit.code if rank.exit else None
+
+
+def _how_much_later(rank: RankReport, first: RankReport) -> str:
+    """The first to fail draws others with it, and need not be the first to exit."""
+    seconds = ended_age(first) - ended_age(rank)
+    return f"rank {rank.rank} {how_it_ended(rank)} {seconds:.2f} s after rank {first.rank}"
+
+
+def _is_aborted_by_watchdog(end: RankExit) -> bool:
+    """Whether torch itself aborted the rank because a collective did not end: a signal, but no fault of this rank."""
+    said = "\n".join(end.log_tail).lower()
+    return end.signal == SIGABRT and all(any(word in said for word in words) for words in (WATCHDOG_WORDS, TIMED_OUT))
 
 
 def how_it_ended(rank: RankReport) -> str:
@@ -108,20 +140,29 @@ def of_hang(evidence: Sequence[RankEvidence], world_size: int) -> Verdict:
     """
     if verdict := _by_process_state(evidence):
         return verdict
-    evidence = [_without_saving(rank) for rank in evidence]
+    evidence = [without_saving(rank) for rank in evidence]
     if len(evidence) < world_size:
         return Verdict(reasons=(f"only {len(evidence)} of {world_size} ranks could be asked, and these cannot say",))
-    for witness in (_by_waiting, _by_mismatch, _by_recorder, _by_phase, _by_stack):
+    for witness in (by_waiting, by_mismatch, _by_recorder, _by_phase, _by_stack):
         if verdict := witness(evidence):
             return verdict
-    if len(evidence) > 1 and all(map(_is_waiting, evidence)):
-        return Verdict(reasons=("all ranks wait equally in the same collective: network or switch, no rank is blamed",))
-    return UNKNOWN
+    return SYMMETRIC if len(evidence) > 1 and all(map(is_waiting, evidence)) else UNKNOWN
 
 
-def _without_saving(rank: RankEvidence) -> RankEvidence:
-    """Saves go on behind the training and wait for the store: who is awaited there is not to blame for a hang."""
-    return replace(rank, groups=tuple(group for group in rank.groups if SAVE_GROUP not in group.name))
+def of_abandonment(living: Sequence[RankEvidence], world_size: int) -> Verdict:
+    """The culprit where all that ended were only cut off: who is stuck, or who lives and waits in no collective.
+
+    `world_size` counts the living. A rank that closed its connections and is still busy with its own end, writing a
+    dump perhaps, has cut off the others and not yet said why.
+    """
+    verdict = of_hang(living, world_size)
+    if verdict.is_known or len(living) < world_size:
+        return verdict
+    apart = [rank for rank in living if rank.recorder_answered and not is_waiting(rank) and rank.phase in AT_WORK]
+    if len(apart) != 1:
+        return verdict
+    words = "has cut off its peers: it lives and waits in no collective"
+    return named(apart, 0.6, [f"rank {apart[0].rank} {words}{seen_at(apart[0])}"])
 
 
 def _by_process_state(evidence: Sequence[RankEvidence]) -> Verdict | None:
@@ -133,79 +174,7 @@ def _by_process_state(evidence: Sequence[RankEvidence]) -> Verdict | None:
         found = [rank for rank in evidence if rank.process_state in states]
         shared = states is UNINTERRUPTIBLE and len(found) == len(evidence)  # their file system, not they
         if found and not shared:
-            return _named(found, confidence, [f"rank {rank.rank} {words}" for rank in found])
-    return None
-
-
-def _by_waiting(evidence: Sequence[RankEvidence]) -> Verdict | None:
-    """Who is waited for and waits for nobody: a rank that lags in one group may itself be stuck in another."""
-    waits = {rank.rank: _waited_for(rank, evidence) for rank in evidence}
-    awaited = {other for others in waits.values() for other in others}
-    guilty = [rank for rank in evidence if rank.rank in awaited and not waits[rank.rank]]
-    # One that ran ahead makes all others look late: a majority that waits for nobody is not blamed.
-    if not guilty or 2 * len(guilty) > len(evidence):
-        return None
-    waiting = sum(1 for others in waits.values() if others & {rank.rank for rank in guilty})
-    reasons = [_why_awaited(rank, evidence, waiting) for rank in guilty]
-    return _named(guilty, 0.95 if len(guilty) == 1 else 0.8, reasons)
-
-
-def _waited_for(rank: RankEvidence, evidence: Sequence[RankEvidence]) -> set[int]:
-    """The ranks that have not yet entered a collective in which this one is."""
-    found: set[int] = set()
-    for group in rank.groups:
-        if not _is_in(group) or _is_point_to_point(group):
-            continue  # sends and receives are counted by their two ends only: such counts cannot be compared
-        for other in evidence:
-            entered = _entered(other, group)
-            if other.rank != rank.rank and entered is not None and entered < group.last_enqueued:
-                found.add(other.rank)
-    return found
-
-
-def _entered(rank: RankEvidence, group: GroupProgress) -> int | None:
-    """The last collective of `group` that the rank entered: -1 for none; None if it is no member or does not say."""
-    if not rank.recorder_answered:
-        return None
-    same = _group(rank, group.name)
-    if same is not None:
-        return same.last_enqueued
-    return -1 if rank.rank in group.ranks else None
-
-
-def _why_awaited(rank: RankEvidence, evidence: Sequence[RankEvidence], waiting: int) -> str:
-    for name in _group_names(evidence):
-        groups = [group for each in evidence if (group := _group(each, name)) is not None]
-        front = max(groups, key=lambda group: group.last_enqueued)
-        entered = _entered(rank, front)
-        if entered is not None and entered < front.last_enqueued:
-            which = f"collective {front.last_enqueued} of group {name}"
-            have = f"it has entered only {entered}" if entered >= 0 else "it has entered none there"
-            return f"rank {rank.rank}: {waiting} others wait in {which}, {have}{_seen_at(rank)}"
-    return f"rank {rank.rank}: {waiting} others wait for it"
-
-
-def _by_mismatch(evidence: Sequence[RankEvidence]) -> Verdict | None:
-    for name in _group_names(evidence):
-        entered = {rank.rank: group for rank in evidence if (group := _group(rank, name)) is not None}
-        same_count = len({group.last_enqueued for group in entered.values()}) == 1
-        stuck = same_count and any(map(_is_in, entered.values()))
-        called = Counter(group.last_enqueued_name for group in entered.values() if group.last_enqueued_name)
-        if not stuck or len(called) < 2 or any(map(_is_point_to_point, entered.values())):
-            continue
-        (usual, votes), *_ = called.most_common()
-        odd = [
-            rank
-            for rank in evidence
-            if rank.rank in entered and entered[rank.rank].last_enqueued_name not in ("", usual)
-        ]
-        if votes <= len(odd):
-            return Verdict(reasons=(f"the ranks entered different collectives, {' or '.join(sorted(called))}",))
-        reasons = [
-            f"rank {rank.rank} entered {entered[rank.rank].last_enqueued_name} where the others entered {usual}"
-            for rank in odd
-        ]
-        return _named(odd, 0.85, reasons)
+            return named(found, confidence, [f"rank {rank.rank} {words}" for rank in found])
     return None
 
 
@@ -213,22 +182,9 @@ def _by_recorder(evidence: Sequence[RankEvidence]) -> Verdict | None:
     """A rank whose C++ worker server does not answer, although it needs no Python, while the others' do."""
     mute = [rank for rank in evidence if not rank.recorder_answered]
     others = [rank for rank in evidence if rank.recorder_answered]
-    if not mute or len(mute) >= len(others) or not all(map(_is_waiting, others)):
+    if not mute or len(mute) >= len(others) or not all(map(is_waiting, others)):
         return None
-    return _named(mute, 0.7, [f"rank {rank.rank} does not answer while the others wait" for rank in mute])
-
-
-def _is_waiting(rank: RankEvidence) -> bool:
-    return any(map(_is_in, rank.groups))
-
-
-def _is_in(group: GroupProgress) -> bool:
-    """Whether the rank has not left the last collective that it entered."""
-    return group.last_enqueued > group.last_completed
-
-
-def _is_point_to_point(group: GroupProgress) -> bool:
-    return any(word in group.last_enqueued_name for word in POINT_TO_POINT)
+    return named(mute, 0.7, [f"rank {rank.rank} does not answer while the others wait" for rank in mute])
 
 
 def _by_phase(evidence: Sequence[RankEvidence]) -> Verdict | None:
@@ -237,8 +193,8 @@ def _by_phase(evidence: Sequence[RankEvidence]) -> Verdict | None:
     if not elsewhere or not in_step or 2 * len(elsewhere) > len(evidence):
         return None
     where = "while the others are in the step"
-    reasons = [f"rank {rank.rank} is in phase {rank.phase} {where}{_seen_at(rank)}" for rank in elsewhere]
-    return _named(elsewhere, 0.8, reasons)
+    reasons = [f"rank {rank.rank} is in phase {rank.phase} {where}{seen_at(rank)}" for rank in elsewhere]
+    return named(elsewhere, 0.8, reasons)
 
 
 def _by_stack(evidence: Sequence[RankEvidence]) -> Verdict | None:
@@ -246,36 +202,4 @@ def _by_stack(evidence: Sequence[RankEvidence]) -> Verdict | None:
     if not all(rank.stack for rank in evidence) or not outside or 2 * len(outside) >= len(evidence):
         return None
     where = "is outside any collective while the others wait in one"
-    return _named(outside, 0.7, [f"rank {rank.rank} {where}{_seen_at(rank)}" for rank in outside])
-
-
-def _named(guilty: Sequence[RankEvidence], confidence: float, reasons: Sequence[str]) -> Verdict:
-    return Verdict(ranks=tuple(sorted(rank.rank for rank in guilty)), confidence=confidence, reasons=tuple(reasons[:8]))
-
-
-def _group_names(evidence: Sequence[RankEvidence]) -> list[str]:
-    """Names of all groups, in the order in which ranks created them."""
-    return list(dict.fromkeys(group.name for rank in evidence for group in rank.groups))
-
-
-def _group(rank: RankEvidence, name: str) -> GroupProgress | None:
-    return next((group for group in rank.groups if group.name == name and group.last_enqueued >= 0), None)
-
-
-def _seen_at(rank: RankEvidence) -> str:
-    """The innermost Python frame of the main thread, as ' (at file:line in function)'."""
-    frame = top_frame(rank.stack)
-    return f" (at {frame})" if frame else ""
-
-
-def top_frame(stack: str) -> str:
-    """The innermost frame of faulthandler's last thread, which is the main one: 'train.py:12 in step'."""
-    lines = [line.strip() for line in stack.splitlines()]
-    heads = [n for n, line in enumerate(lines) if line.startswith(("Thread ", "Current thread "))]
-    if not heads or heads[-1] + 1 >= len(lines):
-        return ""
-    parts = lines[heads[-1] + 1].split('"')
-    if len(parts) < 3:
-        return ""
-    where = parts[2].replace(", line ", ":").strip()
-    return f"{parts[1].rsplit('/', 1)[-1]}{where}"
+    return named(outside, 0.7, [f"rank {rank.rank} {where}{seen_at(rank)}" for rank in outside])

@@ -26,6 +26,7 @@ from mend.spec import Limits, Spec
 from mend.watchdog import until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
+CHORUS_SECONDS = 0.1  # a mistake of the training code is often raised by every rank, one after the other
 REJOIN_SECONDS = 30.0  # from the order to the first step that all ranks have in common
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
 OVERDUE_LOOK_SECONDS = 0.05  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
@@ -51,7 +52,7 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
     if left is not None:
         waits.append(left.limit if left.limit > 0 else beat if silent else OVERDUE_LOOK_SECONDS)
     if silent or any(map(rank_has_failed, seen.ranks)):
-        waits.append(beat)
+        waits.append(min(beat, CHORUS_SECONDS))
     return max(0.02, min(waits))
 
 
@@ -78,6 +79,8 @@ def _crashed(spec: Spec, seen: Observation) -> Incident | None:
         if leaving or _may_be_settled_soon(spec, seen, ended):
             return None
         verdict = _culprit_among_the_living(spec, seen, ended) if asked else verdict
+    elif _may_more_raise(spec, seen, ended):
+        return None
     failure = _failure_class(cause)
     return Incident(
         kind=IncidentKind.CORRUPT if code == ExitCode.STORAGE else IncidentKind.CRASHED,
@@ -112,11 +115,21 @@ def _may_be_settled_soon(spec: Spec, seen: Observation, ended: list[RankReport])
     return any(seen.heartbeat_of(worker) is None for worker in working)  # to a new controller, all come one by one
 
 
+def _may_more_raise(spec: Spec, seen: Observation, ended: list[RankReport]) -> bool:
+    """Whether the others may yet say the same: an exception by one rank is its own fault, by all it is the code's.
+
+    A signal is no matter of the code, and is acted on at once.
+    """
+    by_signal = any(rank.exit is not None and rank.exit.signal is not None for rank in ended)
+    complete = len(ended) == spec.workers.ranks_per_worker * len(seen.status.participants)
+    return not by_signal and not complete and max(map(culprit.ended_age, ended)) < CHORUS_SECONDS
+
+
 def _culprit_among_the_living(spec: Spec, seen: Observation, ended: list[RankReport]) -> Verdict:
     cut_off = {rank.rank for rank in ended}
     living = [rank for rank in valid_evidence(seen) if rank.rank not in cut_off]
     world = spec.workers.ranks_per_worker * len(seen.status.participants)
-    return culprit.of_hang(living, world - len(cut_off))
+    return culprit.of_abandonment(living, world - len(cut_off))
 
 
 def _failure_class(rank: RankReport) -> FailureClass:

@@ -112,6 +112,7 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     reasons: tuple[str, ...] = ()
     summary: str = ""
     fingerprint: str = ""
+    evidence_uri: str = ""  # of its dossier in the store; "" if none was sent there
     began_at: float
     detected_at: float
     gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
@@ -301,6 +302,7 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
 class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
@@ -381,16 +383,23 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     def ranks(self) -> tuple[RankReport, ...]:
         """Every rank of the current attempt that is known of, in rank order, its ages carried on to now."""
         reports = [
-            replace(
-                rank,
-                progress_seconds=rank.progress_seconds + agent.silent_seconds,
-                phase_seconds=rank.phase_seconds + agent.silent_seconds,
-            )
+            _carried_on(rank, agent.silent_seconds)
             for worker in self.status.participants
             if (agent := self.agent_of(worker)) and (beat := self.heartbeat_of(worker))
             for rank in beat.ranks
         ]
         return tuple(sorted(reports, key=lambda rank: rank.rank))
+
+
+def _carried_on(rank: RankReport, seconds: float) -> RankReport:
+    """The report as of `seconds` later: only then can ages that came with different heartbeats be compared."""
+    return replace(
+        rank,
+        progress_seconds=rank.progress_seconds + seconds,
+        phase_seconds=rank.phase_seconds + seconds,
+        exit=rank.exit and replace(rank.exit, age_seconds=rank.exit.age_seconds + seconds),
+        error=rank.error and replace(rank.error, age_seconds=rank.error.age_seconds + seconds),
+    )
 
 
 # ---------------------------------------------------------------- decision: what to do
@@ -465,6 +474,13 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
+    """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
+
+    key: str
+    record: IncidentRecord
+
+
 class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
     """The run's time to live after its end is over."""
 
@@ -479,6 +495,7 @@ AnyAction = (
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | KeepEvidence
     | DeleteRun
 )
 

@@ -21,6 +21,7 @@ def noted(spec: Spec, seen: Observation, now: float) -> RunStatus:
     """The status with what is news about the spec, the clock and the checkpoints."""
     status = _with_spec(spec, seen, now)
     status = _by_this_clock(replace(status, observed_generation=seen.generation), now)
+    status = _with_evidence(status, seen, now)
     beats = _beats(seen)
     return _with_commit(_with_restore(status, seen, beats), beats, now)
 
@@ -57,6 +58,13 @@ def _by_this_clock(status: RunStatus, now: float) -> RunStatus:
         finished_at=past(status.finished_at),
         reported_at=min(status.reported_at, now),
     )
+
+
+def _with_evidence(status: RunStatus, seen: Observation, now: float) -> RunStatus:
+    """That an incident's dossier could not be kept is said; it holds up nothing."""
+    if seen.store.evidence_problem:
+        return with_condition(status, "EvidenceKept", False, "WriteFailed", seen.store.evidence_problem, now)
+    return without_condition(status, "EvidenceKept")
 
 
 def _beats(seen: Observation) -> list[Heartbeat]:

@@ -59,6 +59,7 @@ class _Prefix:
     spoilt: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
     pruned: set[str] = field(default_factory=set)
+    evidence_problem: str = ""
 
 
 class Prefixes:
@@ -69,12 +70,16 @@ class Prefixes:
         self._on_news = on_news
         self._prefixes: dict[RunKey, _Prefix] = {}
         self._pruning: dict[RunKey, asyncio.Task[None]] = {}
+        self._keeping: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
 
     async def close(self) -> None:
         """Ends what goes on in the background."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        tasks = [prefix.task for prefix in self._prefixes.values() if prefix.task] + [*self._pruning.values()]
+        tasks = [prefix.task for prefix in self._prefixes.values() if prefix.task] + [
+            *self._pruning.values(),
+            *self._keeping,
+        ]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,13 +116,21 @@ class Prefixes:
             )
             for uri, each in sorted(known.items())
         )
-        return replace(prefix.view, checkpoints=checkpoints)
+        return replace(prefix.view, checkpoints=checkpoints, evidence_problem=prefix.evidence_problem)
 
     def prune(self, run: RunKey, uris: tuple[str, ...]) -> None:
         """Delete these checkpoints in the background."""
         prefix = self._prefixes.get(run)
         if prefix is not None and prefix.catalog is not None and run not in self._pruning:
             self._pruning[run] = asyncio.create_task(self._prune(run, prefix, prefix.catalog, uris))
+
+    def keep(self, run: RunKey, key: str, raw: bytes) -> None:
+        """Write an incident's dossier in the background: a recovery waits for nothing here."""
+        prefix = self._prefixes.get(run)
+        if prefix is not None:
+            task = asyncio.create_task(self._keep(run, prefix, key, raw))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
 
     def forget(self, run: RunKey) -> None:
         """The run is gone; its checkpoints stay."""
@@ -144,8 +157,7 @@ class Prefixes:
         prefix.pruned.clear()
         try:
             if prefix.catalog is None:
-                environment = await self._secret(run[0], prefix.rules.credentials_secret)
-                prefix.catalog = await self._in_thread(_open, prefix.rules, environment)
+                prefix.catalog = await self._open(run, prefix)
             view = await self._in_thread(prefix.catalog.view, prefix.owner)
         except NotFound:
             name = prefix.rules.credentials_secret
@@ -191,6 +203,22 @@ class Prefixes:
             prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in gone}
         finally:
             self._pruning.pop(run, None)
+
+    async def _keep(self, run: RunKey, prefix: _Prefix, key: str, raw: bytes) -> None:
+        try:
+            if prefix.catalog is None:
+                prefix.catalog = await self._open(run, prefix)
+            await self._in_thread(prefix.catalog.keep_dossier, key, raw)
+        except (ApiError, StoreError) as error:
+            log.warning("run %s: evidence could not be kept: %s", "/".join(run), error)
+            prefix.evidence_problem = f"{key}: {error}"
+        else:
+            prefix.evidence_problem = ""
+        self._on_news(run)
+
+    async def _open(self, run: RunKey, prefix: _Prefix) -> Catalog:
+        environment = await self._secret(run[0], prefix.rules.credentials_secret)
+        return await self._in_thread(_open, prefix.rules, environment)
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

@@ -239,6 +239,7 @@ class GroupProgress(Message, frozen=True, kw_only=True):
     last_started: int = -1
     last_completed: int = -1
     last_enqueued_name: str = ""  # profiling name, e.g. "gloo:all_reduce"
+    recent_names: tuple[str, ...] = ()  # of the newest collectives entered, newest last
 
 
 class RankEvidence(Message, frozen=True, kw_only=True):
@@ -246,7 +247,11 @@ class RankEvidence(Message, frozen=True, kw_only=True):
 
     rank: int
     process_state: str = ""  # /proc: R running, S sleeping, D disk, T stopped, Z zombie, X gone
+    threads: int = 0
     threads_running: int = 0
+    kernel_function: str = ""  # where its main thread sleeps in the kernel, where that may be read
+    cpu_share: float = 0.0  # of one CPU, that its main thread used between two looks
+    python_answers: bool | None = None  # whether Python code ran when asked; False: the GIL is held. None: not asked
     groups: tuple[GroupProgress, ...] = ()
     recorder_answered: bool = False
     stack: str = ""  # faulthandler's dump, main thread last
@@ -397,6 +402,7 @@ class Rejoin(Message, frozen=True, kw_only=True):
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
+INCIDENTS_FOLDER: Final = "incidents"
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
 SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
@@ -405,6 +411,14 @@ DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read b
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
     """Key prefix of one save, relative to the run's prefix. Sorts by step; never reused."""
     return f"step-{step:012d}/{attempt:06d}-{save_id}"
+
+
+def incident_key(attempt: int, incident: int, run_uid: str) -> str:
+    """Key of an incident's dossier, relative to the run's prefix: no listing of checkpoints finds it.
+
+    The uid keeps apart the runs that have the prefix one after the other, each of which counts from one.
+    """
+    return f"{INCIDENTS_FOLDER}/{attempt:06d}-{incident:06d}-{run_uid[:8]}.json"
 
 
 def encode(message: Message) -> bytes:

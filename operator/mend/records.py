@@ -5,8 +5,18 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mend.goodput import book_lost_steps
-from mend.model import MAX_INCIDENTS, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Tier
+from mend.model import (
+    MAX_INCIDENTS,
+    Incident,
+    IncidentKind,
+    IncidentRecord,
+    KeepEvidence,
+    Observation,
+    RunStatus,
+    Tier,
+)
 from mend.presence import gang_step, workers_of
+from mend.protocol import incident_key
 from mend.spec import Spec
 
 GATHER_SECONDS = 2.0
@@ -46,6 +56,15 @@ def judged(spec: Spec, seen: Observation, record: IncidentRecord, incident: Inci
         gather_until=None,
         tier=tier,
     )
+
+
+def kept(spec: Spec, seen: Observation, record: IncidentRecord) -> tuple[IncidentRecord, tuple[KeepEvidence, ...]]:
+    """The record with the address of its dossier, and what writes that: nothing goes under a prefix of another run."""
+    if not seen.store.listed or seen.store.problem_reason == "PrefixOwned":
+        return record, ()
+    key = incident_key(record.attempt, record.id, seen.uid)
+    record = replace(record, evidence_uri=f"{spec.checkpoint.uri.rstrip('/')}/{key}")
+    return record, (KeepEvidence(key=key, record=record),)
 
 
 def recorded(status: RunStatus, record: IncidentRecord) -> RunStatus:

@@ -21,7 +21,7 @@ from mend.model import (
 )
 from mend.noted import with_progress
 from mend.presence import gang_step
-from mend.records import GATHER_SECONDS, event_reason, judged, last_words, opened, recorded, under_inquiry
+from mend.records import GATHER_SECONDS, event_reason, judged, kept, last_words, opened, recorded, under_inquiry
 from mend.restore import candidates
 from mend.spec import Spec
 from mend.transitions import failed, next_attempt, with_actions
@@ -83,7 +83,7 @@ def _went_on(seen: Observation, record: IncidentRecord, now: float) -> Decision:
 def _recover(spec: Spec, seen: Observation, incident: Incident, record: IncidentRecord, now: float) -> Decision:
     earlier = [each for each in seen.status.incidents if each.id != record.id]
     tier, why = tiers.choose(spec, seen, incident, earlier, now)
-    record = judged(spec, seen, record, incident, tier)
+    record, keeping = kept(spec, seen, judged(spec, seen, record, incident, tier))
     seen = replace(seen, status=_booked(seen, record, now))
     event = EmitEvent(
         type="Warning",
@@ -93,13 +93,15 @@ def _recover(spec: Spec, seen: Observation, incident: Incident, record: Incident
     if tier is Tier.GIVE_UP:
         cause = last_words(seen, incident)
         return with_actions(
-            failed(seen, "GaveUp", "\n".join(filter(None, (f"{record.summary}; {why}", cause))), now), event
+            failed(seen, "GaveUp", "\n".join(filter(None, (f"{record.summary}; {why}", cause))), now),
+            event,
+            *keeping,
         )
     status = _prepared(spec, seen, incident, tier, now)
     status = next_attempt(replace(seen, status=status), now, RunPhase.RECOVERING)
     if tier is Tier.REJOIN:
         status = replace(status, keep=tiers.to_keep(spec, seen, incident))
-    return with_actions(assemble(spec, replace(seen, status=status), now), event)
+    return with_actions(assemble(spec, replace(seen, status=status), now), event, *keeping)
 
 
 def _booked(seen: Observation, record: IncidentRecord, now: float) -> RunStatus:

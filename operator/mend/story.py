@@ -49,6 +49,8 @@ def tell_incident(incident: IncidentRecord) -> Iterator[str]:
         yield f"              - {reason}"
     yield f"     done     {_done(incident)}"
     yield f"     cost     {_cost(incident)}"
+    if incident.evidence_uri:
+        yield f"     evidence {incident.evidence_uri}"
 
 
 def culprits(incident: IncidentRecord) -> str:

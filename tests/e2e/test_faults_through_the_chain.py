@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import PROGRAMS, TrainingCluster, training_cluster
+from mend.cli import main
 from mend.journal import read_curve
 from mend.model import FailureClass, IncidentKind, IncidentRecord, Tier
 
@@ -93,6 +94,23 @@ def test_a_c_extension_that_holds_the_gil(cluster: TrainingCluster) -> None:
     cluster.ask_fault(NAME, 1, "hold-gil")
     incident = blamed(cluster, len(before.incidents))
     assert (incident.kind, incident.culprit_ranks) == (IncidentKind.HUNG, (1,)), incident.reasons
+
+
+def test_the_evidence_of_each_is_kept(
+    cluster: TrainingCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status says where; `mend explain --incident` shows where each rank stood when the GIL was held."""
+    incident = next(each for each in cluster.training(NAME).status.incidents if "GIL" in " ".join(each.reasons))
+    s3 = cluster.local.s3
+    assert s3 is not None
+    assert incident.evidence_uri.startswith(f"s3://{s3.bucket}/{NAME}/incidents/")
+    for name, value in s3.as_env().items():
+        monkeypatch.setenv(name, value)
+    words = ["explain", NAME, "--kubeconfig", str(cluster.local.kubeconfig), "--incident", str(incident.id)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "1*" in told
+    assert "loop.py" in told
 
 
 def test_every_step_was_reported(cluster: TrainingCluster) -> None:

@@ -145,6 +145,7 @@ async def test_a_held_gil_hides_nothing(worker: Worker, gil_holder: str) -> None
     assert holder.phase is Phase.STEP
     assert enqueued(holder) == enqueued(waiting) - 1
     assert "in fail" in holder.stack
+    assert (holder.python_answers, waiting.python_answers) == (False, True)
     assert "all_reduce" in waiting.stack
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -27,7 +28,8 @@ from mend.protocol import (
     SaveFailed,
 )
 from mend_trainer.command import Module, Program, Script, understand
-from mend_trainer.procfs import OutOfMemoryKills, descendants, has_handler, look_at
+from mend_trainer.evidence import lasting_state
+from mend_trainer.procfs import OutOfMemoryKills, ProcessFacts, descendants, has_handler, look_at
 from mend_trainer.ranks import Rank
 from mend_trainer.recorder import parse_dump
 from mend_trainer.reporting import Reporter
@@ -220,8 +222,15 @@ def test_a_dump_names_groups_as_all_ranks_do() -> None:
             last_started=18,
             last_completed=17,
             last_enqueued_name="nccl:broadcast",
+            recent_names=("nccl:all_reduce", "nccl:broadcast"),
         ),
-        GroupProgress(name="17", last_enqueued=3, last_completed=3, last_enqueued_name="nccl:all_gather"),
+        GroupProgress(
+            name="17",
+            last_enqueued=3,
+            last_completed=3,
+            last_enqueued_name="nccl:all_gather",
+            recent_names=("nccl:all_gather",),
+        ),
     )
 
 
@@ -234,7 +243,13 @@ def test_a_dump_forgets_the_groups_that_a_rank_has_left() -> None:
         "0": {"last_completed_collective": "7", "last_enqueued_collective": "8"},
         "1": {"last_completed_collective": "899", "last_enqueued_collective": "900"},
         "3": {"last_completed_collective": "12", "last_enqueued_collective": "12"}}}"""
-    only = GroupProgress(name="0:default_pg", last_enqueued=12, last_completed=12, last_enqueued_name="gloo:all_reduce")
+    only = GroupProgress(
+        name="0:default_pg",
+        last_enqueued=12,
+        last_completed=12,
+        last_enqueued_name="gloo:all_reduce",
+        recent_names=("gloo:all_reduce",),
+    )
     assert parse_dump(raw) == (only,)
 
 
@@ -246,6 +261,40 @@ def test_a_dump_of_nonsense_is_an_error_that_the_reader_knows(raw: bytes) -> Non
 
 
 # ---------------------------------------------------------------- /proc and cgroups
+def test_who_computes_is_told_from_who_sleeps() -> None:
+    """CPU time grows in one of two looks' reach; the sleeper's place in the kernel has a name where it may be read."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    idle = subprocess.Popen(["sleep", "60"])
+    try:
+        deadline = time.monotonic() + 30
+        while look_at(busy.pid).cpu_seconds < 0.2 or look_at(idle.pid).state != "S":
+            assert time.monotonic() < deadline
+        assert look_at(idle.pid).cpu_seconds < 0.1
+        assert look_at(idle.pid).threads == 1
+        assert look_at(busy.pid).kernel_function == ""
+    finally:
+        for child in (busy, idle):
+            child.kill()
+            child.wait()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lasting"),
+    [
+        ("D", "D", "D"),
+        ("D", "S", "S"),
+        ("S", "D", "S"),
+        ("D", "T", "S"),
+        ("T", "T", "T"),
+        ("R", "X", "X"),
+        ("t", "R", "R"),
+    ],
+)
+def test_only_a_state_that_lasts_is_told(first: str, second: str, lasting: str) -> None:
+    """A healthy process writes to a disk, or is looked at by a debugger, for moments: it is not blamed for that."""
+    assert lasting_state(ProcessFacts(state=first), ProcessFacts(state=second)) == lasting
+
+
 def test_a_stopped_process_shows_as_stopped_and_a_dead_one_as_gone() -> None:
     """T after SIGSTOP, X once it is buried."""
     child = subprocess.Popen(["sleep", "60"])
@@ -259,6 +308,7 @@ def test_a_stopped_process_shows_as_stopped_and_a_dead_one_as_gone() -> None:
         child.kill()
         child.wait()
     assert look_at(child.pid).state == "X"
+    assert look_at(child.pid).cpu_seconds == 0.0
     assert not has_handler(child.pid, signal.SIGUSR1)
 
 

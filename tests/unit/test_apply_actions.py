@@ -63,7 +63,8 @@ class Scene:
         self.api, self.agents, self.recorder = Api(), Agents(), Recorder()
         fence = Fence(1, 10.0 if leads else 0.0, lambda: 5.0)
         parts: tuple[Any, ...] = (self.api, self.agents, self.recorder, fence)
-        self.applier = Applier(*parts, prune=lambda run, uris: None, wake=lambda run: None)
+        keep = prune = lambda *_: None
+        self.applier = Applier(*parts, prune=prune, keep=keep, wake=lambda run: None)
 
 
 async def test_a_refused_write_holds_up_no_order_and_no_other_write() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mend import culprit
+from mend import collectives, culprit, stacks
 from mend.protocol import ExitCode, GroupProgress, Phase, RankError, RankEvidence, RankExit, RankReport
 
 STACK = """Thread 0x1 (most recent call first):
@@ -33,6 +33,20 @@ def rank(number: int, *groups: GroupProgress, state: str = "S", answers: bool = 
 def waiting(*numbers: int) -> list[RankEvidence]:
     """Ranks that wait in collective 18 of the group of all."""
     return [rank(number, group(18, 17)) for number in numbers]
+
+
+def habitual(number: int, last: str, *, rounds: int = 5, **more: object) -> RankEvidence:
+    """One of two ranks that reduced and gathered in turns, and is stuck in `last`."""
+    names = (*("gloo:all_reduce", "gloo:all_gather") * rounds, last)
+    stuck = GroupProgress(
+        name="dp",
+        ranks=(0, 1),
+        last_enqueued=len(names),
+        last_completed=len(names) - 1,
+        last_enqueued_name=last,
+        recent_names=names,
+    )
+    return rank(number, stuck, **more)
 
 
 HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
@@ -111,6 +125,42 @@ HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
         [rank(0, group(18, 17)), *[rank(n, group(17, 17)) for n in (1, 2, 3)]],
         (),
         "the evidence does not say who",
+    ),
+    "a ring that breaks: two are left one collective behind, and wait as well": (
+        [*[rank(n, group(19, 18)) for n in (0, 1)], *waiting(2, 3)],
+        (),
+        "all ranks wait equally in the same collective",
+    ),
+    "a rank that lags behind a broken ring is still the one that is awaited": (
+        [rank(0, group(19, 18)), *waiting(1, 2), rank(3, group(17, 17))],
+        (3,),
+        "rank 3: 3 others wait in collective 19 of group dp, it has entered only 17",
+    ),
+    "one of two left the order that both had kept": (
+        [habitual(0, "gloo:all_reduce"), habitual(1, "gloo:all_gather")],
+        (1,),
+        "rank 1 entered gloo:all_gather where its collectives so far foretell gloo:all_reduce",
+    ),
+    "one of two left the order, but to evaluate: who is right cannot be said": (
+        [habitual(0, "gloo:all_reduce"), habitual(1, "gloo:all_gather", phase=Phase.EVALUATING)],
+        (),
+        "the ranks entered different collectives",
+    ),
+    "one of two, and too little was seen to know an order": (
+        [habitual(0, "gloo:all_reduce", rounds=1), habitual(1, "gloo:all_gather", rounds=1)],
+        (),
+        "the ranks entered different collectives",
+    ),
+    "a held GIL is said": (
+        [*waiting(0, 1, 3), rank(2, group(17, 17), stack=STACK, python_answers=False)],
+        (2,),
+        "rank 2: 3 others wait in collective 18 of group dp, it has entered only 17 "
+        "(at train.py:12 in step, the GIL is held)",
+    ),
+    "a busy rank is said to be busy": (
+        [*waiting(0, 1, 3), rank(2, group(17, 17), cpu_share=0.97)],
+        (2,),
+        "rank 2: 3 others wait in collective 18 of group dp, it has entered only 17 (busy: 97% of a CPU)",
     ),
     "a switch: all wait equally": (waiting(0, 1, 2, 3), (), "all ranks wait equally in the same collective"),
     "sends and receives are counted by their two ends only": (
@@ -193,6 +243,12 @@ def ended(
     )
 
 
+def aborted(number: int) -> RankReport:
+    """A rank that NCCL's watchdog has ended because a collective did not."""
+    said = "[rank0]:[E] [PG ID 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=18, OpType=ALLREDUCE)"
+    return RankReport(rank=number, pid=number, exit=RankExit(signal=6, log_tail=(said,), age_seconds=1.0))
+
+
 CUT_OFF = "DistNetworkError: Connection closed by peer [10.0.0.7]:1234"
 GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:7878"
 CRASHES: dict[str, tuple[list[RankReport], tuple[int, ...]]] = {
@@ -208,6 +264,19 @@ CRASHES: dict[str, tuple[list[RankReport], tuple[int, ...]]] = {
         [ended(0, code=1, error="ValueError: bad", age=2.0), ended(1, signal=6, age=1.0)],
         (0,),
     ),
+    "the first to fail draws another kind of failure with it": (
+        [ended(0, code=1, error="KeyError: 'x'", age=0.2), ended(2, code=1, error="ValueError: bad", age=0.9)],
+        (2,),
+    ),
+    "two kinds of exception at once: the earlier is named": (
+        [ended(0, code=1, error="KeyError: 'x'", age=0.21), ended(2, code=1, error="ValueError: bad", age=0.22)],
+        (2,),
+    ),
+    "torch's own watchdog aborts those that wait for one that was killed": (
+        [*[aborted(n) for n in (0, 1, 3)], ended(2, signal=9, age=0.05)],
+        (2,),
+    ),
+    "an abort of the user's own": ([ended(1, signal=6), ended(0, code=1, error=GLOO)], (1,)),
     "only innocents": ([ended(0, code=1, error=CUT_OFF), ended(1, code=1, error=GLOO)], ()),
     "an agent that found no store": ([ended(0, code=ExitCode.AGENT_FAILED, error="OSError: no store")], ()),
     "a store that has nothing readable": ([ended(n, code=ExitCode.STORAGE) for n in range(4)], ()),
@@ -220,6 +289,49 @@ def test_culprit_of_a_crash(kind: str) -> None:
     """Those whose end is a symptom of another's are not blamed."""
     ranks, guilty = CRASHES[kind]
     assert culprit.of_crash(ranks).ranks == guilty
+
+
+def test_failures_that_are_too_close_to_be_put_in_order_are_doubted() -> None:
+    """Ages come over two networks: a hundredth of a second apart, who was first is not beyond doubt."""
+    close = culprit.of_crash([ended(0, error="KeyError: x", age=0.21), ended(2, error="ValueError: y", age=0.22)])
+    clear = culprit.of_crash([ended(0, error="KeyError: x", age=0.21), ended(2, error="ValueError: y", age=0.92)])
+    assert (close.ranks, clear.ranks) == ((2,), (2,))
+    assert close.confidence < 0.7 < clear.confidence
+    assert "rank 0 raised KeyError: x 0.71 s after rank 2" in clear.reasons
+
+
+def test_who_left_the_others_is_found_among_the_living() -> None:
+    """All but one were cut off: the one that lives and waits for nobody did it; one that waits itself did not."""
+    left = culprit.of_abandonment([rank(3, group(17, 17), stack=STACK, phase=Phase.STEP)], 1)
+    assert left.ranks == (3,)
+    assert left.reasons[0].startswith("rank 3 has cut off its peers")
+    for living in (rank(3, group(18, 17)), rank(3, answers=False), rank(3, group(17, 17), phase=Phase.SAVING)):
+        assert not culprit.of_abandonment([living], 1).is_known
+    assert not culprit.of_abandonment([rank(2, group(17, 17)), rank(3, group(17, 17))], 2).is_known
+    assert not culprit.of_abandonment([rank(3, group(17, 17), phase=Phase.STEP)], 2).is_known
+
+
+def test_a_symmetric_stall_proposes_node_checks() -> None:
+    """Nobody is blamed; what to look at is said."""
+    verdict = culprit.of_hang(waiting(0, 1, 2, 3), 4)
+    assert not verdict.is_known
+    assert any("node check on every worker" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("names", "next_one"),
+    [
+        ((), ""),
+        (("a",), ""),
+        (("a", "a", "a"), "a"),
+        (("a", "b") * 3, "a"),
+        (("a", "b") * 3 + ("a",), "b"),
+        (tuple("abcd"), ""),
+    ],
+)
+def test_what_a_sequence_foretells(names: tuple[str, ...], next_one: str) -> None:
+    """Nothing, before it has come round three times."""
+    assert collectives.foretell(names) == next_one
 
 
 @pytest.mark.parametrize(
@@ -243,7 +355,14 @@ def test_an_end_in_words(report: RankReport, words: str) -> None:
 
 def test_top_frame_of_the_main_thread() -> None:
     """faulthandler prints the main thread last; its innermost frame comes first."""
-    assert culprit.top_frame(STACK) == "train.py:12 in step"
-    assert culprit.top_frame("") == ""
-    assert culprit.top_frame("Current thread 0x1 (most recent call first):") == ""
-    assert culprit.top_frame("Thread 0x1:\n  <no Python frame>") == ""
+    assert stacks.top_frame(STACK) == "train.py:12 in step"
+    assert stacks.top_frame("") == ""
+    assert stacks.top_frame("Current thread 0x1 (most recent call first):") == ""
+    assert stacks.top_frame("Thread 0x1:\n  <no Python frame>") == ""
+
+
+def test_a_frame_of_the_users_own_is_shown_rather_than_a_librarys() -> None:
+    """Where a person would look first; a library's if there is no other."""
+    queue = 'Current thread 0x2:\n  File "/usr/lib/python3.11/threading.py", line 327 in wait\n'
+    assert stacks.own_frame(queue + '  File "/app/loader.py", line 64 in step\n') == "loader.py:64 in step"
+    assert stacks.own_frame(queue) == "threading.py:327 in wait"

@@ -485,3 +485,37 @@ def test_two_errors_of_one_type_at_the_same_step_are_two() -> None:
 
     assert after("bad sample") != after("bad label")
     assert after("sample 12 at 0x7f3a is bad\nsee below") == after("sample 7 at 0x99ff is bad\nor not")
+
+
+RAISED = RankError(type="ValueError", message="bad sample", age_seconds=0.01)
+
+
+def test_an_exception_waits_a_moment_for_the_others() -> None:
+    """Every rank may be about to raise the same; a tenth of a second later, or once all have, nothing is waited for."""
+    scene = Scene().silent(0, 0.02).rank(0, error=RAISED)
+    assert diagnose(SPEC, scene.seen) is None
+    assert seconds_until_diagnosis(SPEC, scene.seen) <= 0.1
+    late = Scene().silent(0, 0.2).rank(0, error=RAISED)
+    assert (found := diagnose(SPEC, late.seen)) is not None
+    assert found.verdict.ranks == (0,)
+    everyone = Scene().silent(0, 0.02).silent(1, 0.02).rank(0, error=RAISED).rank(1, error=RAISED)
+    assert (found := diagnose(SPEC, everyone.seen)) is not None
+    assert found.verdict.ranks == (0, 1)
+
+
+def test_a_signal_is_acted_on_at_once() -> None:
+    """A kill is no mistake of the code: nobody else will be killed by it."""
+    found = diagnose(SPEC, Scene().silent(1, 0.0).rank(1, exit=RankExit(signal=9)).seen)
+    assert found is not None
+    assert found.verdict.ranks == (1,)
+
+
+def test_ages_of_failures_are_compared_as_of_now() -> None:
+    """Rank 1's exception came with an older heartbeat: it is the earlier one, although its age was told as less."""
+    scene = Scene().silent(0, 0.1).silent(1, 0.8)
+    scene.rank(0, error=RankError(type="KeyError", message="x", age_seconds=0.5))
+    scene.rank(1, error=RankError(type="ValueError", message="bad", age_seconds=0.1))
+    found = diagnose(SPEC, scene.seen)
+    assert found is not None
+    assert found.verdict.ranks == (1,)
+    assert found.verdict.confidence == 0.95

@@ -17,11 +17,11 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Evidence, GroupProgress, RankEvidence
+from mend.protocol import Evidence, RankEvidence
 from mend_trainer.gang import Gang
-from mend_trainer.procfs import GONE, has_handler, look_at
+from mend_trainer.procfs import GONE, ProcessFacts, has_handler, look_at
 from mend_trainer.ranks import Rank
-from mend_trainer.recorder import SilentRecorder, read_recorder
+from mend_trainer.recorder import Answers, SilentRecorder, ask
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ _RECORDER_SHARE: Final = 0.5  # of the time given
 _STACKS_SHARE: Final = 0.9
 _POLL_SECONDS: Final = 0.005
 _STACK_BYTES: Final = 16 << 10
+_BETWEEN_LOOKS_SECONDS: Final = 0.05
+_MOMENTARY: Final = frozenset("DTt")
 _ANSWERS_SIGNALS: Final = frozenset("RS")  # a stopped (T), stuck (D) or dead one would not
 
 
@@ -50,23 +52,44 @@ async def gather(gang: Gang, worker: int, seconds: float) -> Evidence:
 async def _read(rank: Rank, seconds: float) -> RankEvidence:
     """All that can be read of a rank without its help or its noticing."""
     page = rank.progress()
-    facts = look_at(rank.pid) if rank.is_alive else None
-    groups: tuple[GroupProgress, ...] = ()
-    answered = False
-    if facts is not None and facts.state in _ANSWERS_SIGNALS | {"D"}:
-        with contextlib.suppress(SilentRecorder):
-            groups, answered = await read_recorder(rank.socket_path, seconds), True
+    began, first = time.monotonic(), _look(rank)
+    answers = await _ask(rank, seconds) if first.state in _ANSWERS_SIGNALS | {"D"} else None
+    await asyncio.sleep(max(0.0, _BETWEEN_LOOKS_SECONDS - (time.monotonic() - began)))
+    second, between = _look(rank), time.monotonic() - began
     return RankEvidence(
         rank=rank.rank,
-        process_state=facts.state if facts else GONE if rank.exit else "",
-        threads_running=facts.threads_running if facts else 0,
-        groups=groups,
-        recorder_answered=answered,
+        process_state=lasting_state(first, second),
+        threads=second.threads,
+        threads_running=second.threads_running,
+        kernel_function=second.kernel_function,
+        cpu_share=round(max(0.0, second.cpu_seconds - first.cpu_seconds) / between, 2),
+        groups=answers.groups if answers else (),
+        recorder_answered=answers is not None,
+        python_answers=answers.python if answers else None,
         log_tail=rank.tail,
         phase=page.phase,
         progress_seconds=page.progress_seconds,
         step=page.step,
     )
+
+
+def _look(rank: Rank) -> ProcessFacts:
+    """Its process as /proc shows it; one that was never started has no state, one that has ended is gone."""
+    return look_at(rank.pid) if rank.is_alive else ProcessFacts(state=GONE if rank.exit else "")
+
+
+def lasting_state(first: ProcessFacts, second: ProcessFacts) -> str:
+    """The state to be judged by: a healthy process too is stopped or in the kernel for moments, not in both looks."""
+    if second.state not in _MOMENTARY or second.state == first.state:
+        return second.state
+    return first.state if first.state not in _MOMENTARY else "S"
+
+
+async def _ask(rank: Rank, seconds: float) -> Answers | None:
+    try:
+        return await ask(rank.socket_path, seconds)
+    except SilentRecorder:
+        return None
 
 
 async def _stack_of(rank: Rank, seconds: float) -> str:

@@ -19,18 +19,45 @@ class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One process as /proc shows it."""
 
     state: str  # of the main thread: R, S, D, T, Z, X (gone)
+    threads: int = 0
     threads_running: int = 0  # of all threads, how many are on a CPU or want one
+    kernel_function: str = ""  # where the main thread sleeps; "" while it runs, and where that may not be read
+    cpu_seconds: float = 0.0  # that the main thread has used so far
 
 
 def look_at(pid: int) -> ProcessFacts:
-    """State of a process's main thread, and how many of its threads run."""
+    """State of a process's main thread, where it sleeps, the CPU time it has used, and how many threads run."""
     state = _state(_PROC / str(pid) / "stat")
     try:
         threads = os.listdir(_PROC / str(pid) / "task")  # noqa: PTH208 - plain names, and this is polled
     except OSError:
         threads = []
     states = [_state(_PROC / str(pid) / "task" / thread / "stat") for thread in threads]
-    return ProcessFacts(state=state, threads_running=states.count("R"))
+    return ProcessFacts(
+        state=state,
+        threads=len(threads),
+        threads_running=states.count("R"),
+        kernel_function=_kernel_function(pid),
+        cpu_seconds=_cpu_seconds(pid),
+    )
+
+
+def _kernel_function(pid: int) -> str:
+    """The kernel's wchan, which says "0" of a thread that runs, and of all threads where it is denied."""
+    try:
+        name = (_PROC / str(pid) / "wchan").read_text()
+    except OSError:
+        return ""
+    return "" if name == "0" else name
+
+
+def _cpu_seconds(pid: int) -> float:
+    """By the scheduler's own count, in nanoseconds: ticks of 10 ms would say little about two looks 50 ms apart."""
+    try:
+        spent, *_ = (_PROC / str(pid) / "task" / str(pid) / "schedstat").read_text().split()
+    except (OSError, ValueError):  # a kernel without CONFIG_SCHED_INFO
+        return 0.0
+    return int(spent) / 1e9
 
 
 def _state(stat: Path) -> str:

@@ -14,9 +14,10 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -38,6 +39,7 @@ from mend_trainer.reporting import Reporter
 
 ENV_WORKER_SERVER: Final = "TORCH_WORKER_SERVER_SOCKET"
 ENV_AGENT_PID: Final = "MEND_AGENT_PID"
+PYTHON_HANDLER: Final = "mend_python"  # of the worker server: answers once Python code can run
 _TRACEBACK_BYTES: Final = 8192
 _CODE_OF_NO_SCRIPT: Final = 2  # as Python itself exits when it cannot open the file
 
@@ -129,12 +131,19 @@ def _serve_flight_recorder() -> None:
     path = os.environ.get(ENV_WORKER_SERVER)
     if not path or importlib.util.find_spec("torch") is None:
         return
-    from torch._C._distributed_c10d import _WorkerServer
+    from torch._C._distributed_c10d import _register_handler, _WorkerServer
 
+    _register_handler(PYTHON_HANDLER, _say_that_python_runs)
     with _Muted(2):  # it announces itself by a warning
         server = _WorkerServer(path)
     # Never destroyed: it serves until the process is gone, and its destructor would warn once more.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
+
+
+def _say_that_python_runs(request: Any, response: Any) -> None:
+    """Called in a thread of the worker server: it gets here only once nobody else holds the GIL."""
+    response.set_content("running", "text/plain")
+    response.set_status(HTTPStatus.OK)
 
 
 def set_import_path(command: Command) -> None:

@@ -1,8 +1,10 @@
-"""Reads torch's flight recorder in another process, through the C++ worker server on that rank's unix socket."""
+"""Asks another process through the C++ worker server on its unix socket: torch's flight recorder, and for the GIL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -10,10 +12,14 @@ import aiohttp
 import msgspec
 
 from mend.protocol import GroupProgress
+from mend_trainer.rank import PYTHON_HANDLER
 
 # NCCL's recorder has a handler of its own in CUDA builds; the other serves every backend that records, such as gloo.
 _HANDLERS: Final = ("fr_trace_json", "dump_nccl_trace_json")
 _DUMP_BYTES: Final = 64 << 20
+_RECENT: Final = 48  # names of collectives that are kept: some rounds of what a step does
+
+_PYTHON_SECONDS: Final = 0.1  # a thread that wants the GIL gets it within milliseconds, unless it is held
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -42,8 +48,15 @@ class SilentRecorder(ConnectionError):
     """The worker server did not answer with a dump."""
 
 
-async def read_recorder(path: Path, seconds: float) -> tuple[GroupProgress, ...]:
-    """Counters of every process group of the rank behind `path`; raises `SilentRecorder`."""
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank's worker server said: counters of its process groups, and whether Python code runs."""
+
+    groups: tuple[GroupProgress, ...] = ()
+    python: bool | None = None  # None: the rank has no handler in Python
+
+
+async def ask(path: Path, seconds: float) -> Answers:
+    """Counters of every process group of the rank behind `path`, and of the GIL; raises `SilentRecorder`."""
     timeout = aiohttp.ClientTimeout(total=seconds)
     try:
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)), timeout=timeout) as session:
@@ -54,7 +67,8 @@ async def read_recorder(path: Path, seconds: float) -> tuple[GroupProgress, ...]
                 if handler in known:
                     async with session.post(f"http://rank/handler/{handler}") as answer:
                         groups.extend(parse_dump(await _whole(answer)))
-            return tuple(groups)
+            python = await _python_answers(session) if PYTHON_HANDLER in known else None
+            return Answers(groups=tuple(groups), python=python)
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError) as error:
         raise SilentRecorder(f"{path}: {error or type(error).__name__}") from error
 
@@ -69,6 +83,16 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
+async def _python_answers(session: aiohttp.ClientSession) -> bool:
+    """Whether Python code runs in the process, in a thread that is not the main one: not while C code holds the GIL."""
+    limit = aiohttp.ClientTimeout(total=_PYTHON_SECONDS)
+    try:
+        async with session.post(f"http://rank/handler/{PYTHON_HANDLER}", timeout=limit) as answer:
+            return answer.status == HTTPStatus.OK
+    except TimeoutError:
+        return False
+
+
 def parse_dump(raw: bytes) -> tuple[GroupProgress, ...]:
     """The part of a dump that names a laggard; raises `msgspec.MsgspecError` on anything else.
 
@@ -76,25 +100,27 @@ def parse_dump(raw: bytes) -> tuple[GroupProgress, ...]:
     process that rejoined has made its groups anew: of one name the youngest counts, those without an entry are over.
     """
     dump = msgspec.json.decode(raw, type=_Dump, strict=False)
-    last = {entry.pg_id: entry for entry in dump.entries}  # the newest entry of each group wins
+    entries: dict[str, list[_Entry]] = defaultdict(list)
+    for entry in dump.entries:  # oldest first
+        entries[str(entry.pg_id)].append(entry)
     keys = sorted(dump.pg_status, key=lambda key: int(key) if key.isdigit() else -1)
-    known = [key for key in keys if key.isdigit() and int(key) in last] or keys
-    groups = (
-        _group(key, dump.pg_status[key], last.get(int(key)) if key.isdigit() else None, dump.pg_config) for key in known
-    )
+    known = [key for key in keys if key in entries] or keys
+    groups = (_group(key, dump.pg_status[key], entries[key], dump.pg_config) for key in known)
     return tuple({group.name: group for group in groups}.values())
 
 
-def _group(key: str, status: _Status, entry: _Entry | None, configs: Mapping[str, _Config]) -> GroupProgress:
-    name = entry.process_group[0] if entry and entry.process_group else key
-    described = [part for part in (entry.process_group if entry else ()) if part and part != "undefined"]
+def _group(key: str, status: _Status, entries: Sequence[_Entry], configs: Mapping[str, _Config]) -> GroupProgress:
+    newest = entries[-1] if entries else _Entry()
+    name = newest.process_group[0] if newest.process_group else key
+    described = [part for part in newest.process_group if part and part != "undefined"]
     return GroupProgress(
         name=":".join(described) or key,
         ranks=_ranks(configs.get(name, _Config()).ranks),
         last_enqueued=status.last_enqueued_collective,
         last_started=status.last_started_collective,
         last_completed=status.last_completed_collective,
-        last_enqueued_name=entry.profiling_name if entry else "",
+        last_enqueued_name=newest.profiling_name,
+        recent_names=tuple(entry.profiling_name for entry in entries[-_RECENT:]),
     )
 
 
