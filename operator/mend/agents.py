@@ -17,7 +17,7 @@ from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target
 from mend.heard import StepSamples, is_news
 from mend.link import Link, PoolHealth
 from mend.model import AgentView, Pace, StepTimes
-from mend.protocol import Ack, Evidence, Heartbeat, Order, Point, StreamMessage
+from mend.protocol import Ack, Checked, Evidence, Heartbeat, Order, Point, StreamMessage
 from mend.stragglers import Paces
 
 __all__ = [
@@ -44,6 +44,7 @@ class _Gang:
         self.samples = StepSamples()
         self.paces = Paces()
         self.evidence: dict[int, Evidence] = {}
+        self.checks: dict[int, Checked] = {}
         self.is_fenced = False
 
     @property
@@ -56,6 +57,7 @@ class _Gang:
             self.samples = StepSamples(attempt, self.samples)
             self.paces = Paces(attempt)
             self.evidence = {worker: told for worker, told in self.evidence.items() if told.attempt >= attempt}
+            self.checks = {worker: told for worker, told in self.checks.items() if told.attempt >= attempt}
 
     def learn(self, heartbeat: Heartbeat) -> None:
         """Takes step times; until the run's attempt is told by a fence, the newest one heard of counts."""
@@ -138,6 +140,11 @@ class AgentPool:
         gang = self._gangs.get(run)
         return tuple(gang.evidence[worker] for worker in sorted(gang.evidence)) if gang else ()
 
+    def checks(self, run: RunKey) -> tuple[Checked, ...]:
+        """What machines were found to be capable of before the current attempt, by worker."""
+        gang = self._gangs.get(run)
+        return tuple(gang.checks[worker] for worker in sorted(gang.checks)) if gang else ()
+
     def step_times(self, run: RunKey) -> StepTimes:
         """Lengths of the newest steps of the current attempt."""
         gang = self._gangs.get(run)
@@ -155,10 +162,11 @@ class AgentPool:
     # ------------------------------------------------------------ orders
     async def send(
         self, run: RunKey, worker: int, pod_uid: str, order: Order, *, timeout_seconds: float = ORDER_SECONDS
-    ) -> Ack | Evidence:
-        """Gives `order` to the agent of this very pod; a `Gather` may take its own seconds on top of the timeout.
+    ) -> Ack | Evidence | Checked:
+        """Gives `order` to the agent of this very pod; a `Gather` or `Check` may take its own seconds on top.
 
-        Evidence is also kept for `evidence`. Raises `AgentUnreachable`, `OrderRefused` or `Unauthorized`.
+        Evidence and checks are also kept for `evidence` and `checks`. Raises `AgentUnreachable`, `OrderRefused` or
+        `Unauthorized`.
         """
         gang = self._gangs.get(run)
         link = gang.links.get((worker, pod_uid)) if gang else None
@@ -168,6 +176,8 @@ class AgentPool:
         told = await self._dialer.order(link.target, order, who, timeout_seconds)
         if isinstance(told, Evidence) and told.worker == worker and told.attempt >= gang.attempt:
             gang.evidence[worker] = told
+        if isinstance(told, Checked) and told.worker == worker and told.attempt >= gang.attempt:
+            gang.checks[worker] = told
         return told
 
     # ------------------------------------------------------------ hearing

@@ -29,20 +29,25 @@ from mend.model import (
     DeleteWorker,
     EmitEvent,
     KeepEvidence,
+    LiftStrikes,
     Observation,
     PruneCheckpoints,
+    SendCheck,
     SendGather,
     SendLaunch,
     SendStop,
+    StrikeNode,
 )
 from mend.observe import belongs_to
-from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Gather, Order, Stop, encode
+from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
 from mend.spec import Spec
+from mend.strikebook import StrikeBook
 
 log = logging.getLogger(__name__)
 
 TRAINING_RUNS = Resource(GROUP, VERSION, PLURAL)
 TOKEN_BYTES = 32
+Sending = SendLaunch | SendGather | SendStop | SendCheck
 
 
 class Applier:
@@ -54,6 +59,7 @@ class Applier:
         pool: AgentPool,
         recorder: EventRecorder,
         fence: Fence,
+        book: StrikeBook,
         prune: Callable[[RunKey, tuple[str, ...]], None],
         keep: Callable[[RunKey, str, bytes], None],
         wake: Callable[[RunKey], None],
@@ -62,6 +68,7 @@ class Applier:
         self._pool = pool
         self._recorder = recorder
         self._fence = fence
+        self._book = book
         self._prune = prune
         self._keep = keep
         self._wake = wake
@@ -105,9 +112,9 @@ class Applier:
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))
-            case CreateWorker(index=index, attempt=attempt):
+            case CreateWorker(index=index, attempt=attempt, avoid=avoid):
                 assert spec is not None
-                await self._create(PODS, seen, render.worker(spec, seen, index, attempt))
+                await self._create(PODS, seen, render.worker(spec, seen, index, attempt, avoid))
             case DeleteWorker():
                 await self._delete(PODS, seen, action.name, action.uid, action.grace_seconds)
             case EmitEvent():
@@ -116,9 +123,13 @@ class Applier:
                 self._prune((seen.namespace, seen.name), uris)
             case KeepEvidence(key=key, record=record):
                 self._keep((seen.namespace, seen.name), key, dossier.encode(dossier.compose(seen, record)))
+            case StrikeNode(strike=strike):
+                await self._book.strike(strike)
+            case LiftStrikes(ids=ids):
+                await self._book.lift(ids)
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
-            case SendLaunch() | SendGather() | SendStop():
+            case SendLaunch() | SendGather() | SendStop() | SendCheck():
                 self._send(seen, action)
             case never:
                 assert_never(never)
@@ -144,7 +155,7 @@ class Applier:
         if isinstance(error, Forbidden | Invalid):
             self._recorder.record(regarding(seen), "Warning", "Refused", f"{type(action).__name__}: {error}")
 
-    def _send(self, seen: Observation, action: SendLaunch | SendGather | SendStop) -> None:
+    def _send(self, seen: Observation, action: Sending) -> None:
         """Give an order, unless the very same is still under way; the run is looked at again once it is answered."""
         order = _order(action)
         key = (action.pod_uid, encode(order))
@@ -153,13 +164,13 @@ class Applier:
             self._sending[key] = task
             task.add_done_callback(lambda _: self._sending.pop(key, None))
 
-    async def _deliver(self, run: RunKey, action: SendLaunch | SendGather | SendStop, order: Order) -> None:
+    async def _deliver(self, run: RunKey, action: Sending, order: Order) -> None:
         """An order that fails is no error of the controller's: the next look decides from what is then seen."""
         try:
             await self._pool.send(run, action.worker, action.pod_uid, order)
         except AgentError as error:
             log.warning("order %s: %s", type(action).__name__, error)
-        if isinstance(action, SendGather):
+        if isinstance(action, SendGather | SendCheck):
             self._wake(run)
 
 
@@ -170,13 +181,15 @@ def regarding(seen: Observation) -> Regarding:
 
 def _waits(action: AnyAction) -> bool:
     """Whether doing it waits for the API server."""
-    return not isinstance(action, EmitEvent | SendStop | SendLaunch | SendGather | PruneCheckpoints | KeepEvidence)
+    return not isinstance(action, EmitEvent | Sending | PruneCheckpoints | KeepEvidence)
 
 
-def _order(action: SendLaunch | SendGather | SendStop) -> Order:
+def _order(action: Sending) -> Order:
     match action:
         case SendLaunch(launch=launch):
             return launch
+        case SendCheck():
+            return Check(attempt=action.attempt, round=action.round, seconds=action.seconds)
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
         case SendStop():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
-from mend import tiers
+from mend import machines, tiers
 from mend.conditions import with_condition, without_condition
 from mend.goodput import account
 from mend.model import (
@@ -16,19 +18,24 @@ from mend.model import (
     Decision,
     DeleteWorker,
     EmitEvent,
+    LiftStrikes,
     Observation,
     RunPhase,
     RunStatus,
     SendLaunch,
     SendStop,
+    StrikeNode,
     Tier,
     WorkerPod,
 )
+from mend.nodechecks import check_machines
 from mend.noted import with_workers
-from mend.presence import ENDED, is_going, is_ready, is_silent
+from mend.presence import ENDED, is_going, is_ready, is_silent, lost_in_reserve, places
 from mend.protocol import AgentState, Heartbeat, Launch
 from mend.restore import candidates, lineage_after
+from mend.seats import seats
 from mend.spec import Spec
+from mend.strikes import most_lenient, struck
 from mend.transitions import attempt_heard, attempt_of_predecessors, next_attempt
 
 RETRY_SECONDS = 2.0
@@ -37,6 +44,8 @@ REMOVAL_GRACE_SECONDS = 1
 FORCE_SECONDS = 10.0  # a pod that is to be replaced is forced off if it has not gone by then
 OUTWAIT_SECONDS = 15.0  # and waited for no longer than that: the attempt fences it
 MAX_CREATIONS = 50  # in one decision, which other runs wait for
+TELL_SECONDS = 600.0  # a strike that the book has not taken by then is let go
+LENIENT_SECONDS = 5.0  # a pod must have waited so long for a node before its reasons to avoid some are looked at again
 RENEW_SECONDS = 30.0  # a worker that ends while the others train without it is made anew so long after it was made
 
 
@@ -72,16 +81,24 @@ def assemble(spec: Spec, seen: Observation, now: float) -> Decision:
     uids = {pod.uid for pod in seen.pods}
     status = replace(seen.status, replacing=tuple(uid for uid in seen.status.replacing if uid in uids))
     seen = replace(seen, status=status)
-    changes = (*missing_objects(spec, seen), *removals(spec, seen, now))
+    changes = (*missing_objects(spec, seen, now), *removals(spec, seen, now), *strikes_to_tell(seen, now))
     if status.participants:
-        actions = (*changes, *_launches(spec, seen))
+        actions = (*changes, *_launches(spec, seen), *_stops(seen))
         return Decision(status=status, actions=actions, reason="launching", wake_after=RESEND_SECONDS)
     status = with_workers(spec, status, seen, now)
     seen = replace(seen, status=status)
     waiting = wait_for_storage(seen, now) or _wait(spec, seen, now) or _wait_for_listing(spec, seen)
     if waiting is not None:
         return replace(waiting, actions=(*changes, *_stops(seen), *waiting.actions))
+    if (checking := check_machines(spec, seen, now)) is not None:
+        return replace(checking, actions=(*changes, *_stops(seen), *checking.actions))
     return _launch(spec, seen, changes, now)
+
+
+def strikes_to_tell(seen: Observation, now: float) -> tuple[StrikeNode, ...]:
+    """Entry of this run's new strikes into the book of all; again, until they are found there."""
+    fresh = [each for each in seen.status.strikes if now - each.struck_at < TELL_SECONDS and not each.lifted]
+    return tuple(StrikeNode(strike=each) for each in fresh if struck(seen.strikes, each) != seen.strikes)
 
 
 def wait_for_storage(seen: Observation, now: float) -> Decision | None:
@@ -136,25 +153,57 @@ def _wait(spec: Spec, seen: Observation, now: float) -> Decision | None:
     if any(pod.uid in status.replacing for pod in seen.pods) and waited < OUTWAIT_SECONDS:
         reason = "waiting for replaced pods to be gone, so that no two attempts train"
         return Decision(status=status, reason=reason, wake_after=RETRY_SECONDS)
-    present = len(_ready_workers(spec, seen))
+    present = len(_ready_workers(spec, seen, now))
     patience = spec.recovery.shrink_after_seconds - waited
     if present < spec.workers.min_replicas or (present < spec.workers.replicas and patience > 0):
         look = spec.health.lost_after_seconds  # a worker may be lost without any news
         if any(agent.connected and is_silent(spec, agent) for agent in seen.agents):
             look = min(look, RETRY_SECONDS)  # that it is heard again would be none either
+        if any(pod.avoids for pod in seen.pods):
+            look = min(look, RETRY_SECONDS)  # nodes may prove to be short
         return Decision(
-            status=status, reason="waiting for workers", wake_after=min(look, patience) if patience > 0 else look
+            status=status,
+            actions=_leniency(spec, seen, now),
+            reason="waiting for workers",
+            wake_after=min(look, patience) if patience > 0 else look,
         )
     delay = tiers.launch_delay_seconds(status) - waited
     return Decision(status=status, reason="backing off", wake_after=delay) if delay > 0 else None
 
 
+def _leniency(spec: Spec, seen: Observation, now: float) -> tuple[AnyAction, ...]:
+    """Strikes are lifted, the oldest first, when no node is left for a worker of the gang: some machine beats none."""
+    held = places(spec, seen.status)
+    short = [
+        pod for pod in seen.pods if pod.index in held and _finds_no_node(pod) and pod.age_seconds > LENIENT_SECONDS
+    ]
+    avoided = tuple(dict.fromkeys(node for pod in short for node in pod.avoids))
+    given = most_lenient(machines.book(seen), avoided, now)
+    if not given:
+        return ()
+    message = f"no node is left for worker {short[0].index}: the strikes against {given[0].node} are lifted"
+    return (
+        LiftStrikes(ids=tuple(each.id for each in given)),
+        EmitEvent(type="Warning", reason="StrikesLifted", message=message),
+    )
+
+
+def _finds_no_node(pod: WorkerPod) -> bool:
+    """Whether the scheduler has found no node for it, and some that would do but for its node affinity."""
+    return not pod.node and pod.reason == "Unschedulable" and "node affinity" in pod.message
+
+
 # ---------------------------------------------------------------- launching
 def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: float) -> Decision:
     able = candidates(seen.uid, seen.status, seen.store.checkpoints)
+    seated = seats(spec, seen, now)
+    own = seated == tuple(range(spec.workers.replicas))
+    participants = _ready_workers(spec, seen, now)
     status = replace(
         account(seen.status, now),
-        participants=_ready_workers(spec, seen),
+        participants=participants,
+        keep=seen.status.keep if _are_where_they_were(spec, seen, participants) else (),
+        places=() if own else seated,
         follows=None,
         lineage=lineage_after(able[0]) if able else (),
         restore=tuple(each.ref for each in able),
@@ -167,17 +216,48 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
     else:
         status = without_condition(status, "ConditionalWrites")
     status = with_condition(status, "StorageReady", True, "Ready", "the checkpoints can be read", now)
-    seen = replace(seen, status=status)
+    before, seen = seen, replace(seen, status=status)
     return Decision(
         status=status,
-        actions=(*changes, *_launches(spec, seen), *((warning,) if caution and not told else ())),
+        actions=(
+            *changes,
+            *_launches(spec, seen),
+            *_stops(seen),
+            *_said_of_spares(spec, before, seated),
+            *((warning,) if caution and not told else ()),
+        ),
         reason=f"launching attempt {status.attempt}",
         wake_after=RESEND_SECONDS,
     )
 
 
-def _ready_workers(spec: Spec, seen: Observation) -> tuple[int, ...]:
-    return tuple(worker for worker in range(spec.workers.replicas) if is_ready(spec, seen, worker))
+def _ready_workers(spec: Spec, seen: Observation, now: float) -> tuple[int, ...]:
+    return tuple(worker for worker in seats(spec, seen, now) if is_ready(spec, seen, worker))
+
+
+def _are_where_they_were(spec: Spec, seen: Observation, participants: tuple[int, ...]) -> bool:
+    """Whether the ranks of the attempt before are those of the coming one, each on the same worker.
+
+    Else none can go on in its process: a spare has taken a place, or the gang has another size.
+    """
+    size = spec.workers.ranks_per_worker
+    held = {
+        rank.rank
+        for place, worker in enumerate(participants)
+        if (agent := seen.agent_of(worker)) is not None and agent.heartbeat is not None
+        for rank in agent.heartbeat.ranks
+        if agent.heartbeat.attempt == seen.status.follows and rank.rank // size == place
+    }
+    return held == set(range(size * len(participants)))
+
+
+def _said_of_spares(spec: Spec, before: Observation, seated: tuple[int, ...]) -> tuple[EmitEvent, ...]:
+    """Who takes over from whom; at the first launch nobody does, whoever was there first began."""
+    changed = [pair for pair in zip(places(spec, before.status), seated, strict=True) if pair[0] != pair[1]]
+    if not before.status.follows or not changed:
+        return ()
+    message = "; ".join(f"worker {worker} is replaced by spare {spare}" for worker, spare in changed)
+    return (EmitEvent(type="Normal", reason="SpareTookOver", message=message),)
 
 
 def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
@@ -213,15 +293,22 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
 
 
 def _stops(seen: Observation) -> tuple[SendStop, ...]:
-    """Orders to end what still runs of attempts before; a launch would do so too, but it may be long in coming."""
-    if seen.status.keep:
+    """Orders to end what still runs of attempts before; a launch would do so too, but it may be long in coming.
+
+    Once launched, to those only who take no part any more.
+    """
+    status = seen.status
+    if status.keep and not status.participants:
         return ()  # it is to be kept, and waits
     return tuple(
         SendStop(
             worker=agent.worker, pod_uid=agent.pod_uid, attempt=agent.heartbeat.attempt, reason="a new attempt begins"
         )
         for agent in seen.agents
-        if agent.heartbeat is not None and agent.heartbeat.attempt < seen.status.attempt and runs_ranks(agent)
+        if agent.worker not in status.participants
+        and agent.heartbeat is not None
+        and agent.heartbeat.attempt < status.attempt
+        and runs_ranks(agent)
     )
 
 
@@ -234,23 +321,25 @@ def runs_ranks(agent: AgentView) -> bool:
 
 
 # ---------------------------------------------------------------- objects
-def missing_objects(spec: Spec, seen: Observation) -> tuple[AnyAction, ...]:
+def missing_objects(spec: Spec, seen: Observation, now: float) -> tuple[AnyAction, ...]:
     """Creation of what the run needs and has not, so many at a time: news of these wakes the next look."""
     actions: list[AnyAction] = []
     if not seen.has_token:
         actions.append(CreateToken())
     if not seen.has_service:
         actions.append(CreateService())
+    avoid = machines.excluded(spec, seen, now)
     for worker in _wanted(spec, seen.status):
         pod = seen.pod_of(worker)
         if pod is None or (pod.deleting and not seen.status.participants):
-            actions.append(CreateWorker(index=worker, attempt=seen.status.attempt))
+            actions.append(CreateWorker(index=worker, attempt=seen.status.attempt, avoid=avoid))
     return tuple(actions[:MAX_CREATIONS])
 
 
 def removals(spec: Spec, seen: Observation, now: float) -> tuple[DeleteWorker, ...]:
     """Deletion of pods that stand for no worker, and by force of those that do not go."""
     standing = {pod.uid for worker in _wanted(spec, seen.status) if (pod := seen.pod_of(worker)) is not None}
+    avoid = machines.excluded(spec, seen, now)
     found = []
     for pod in seen.pods:
         if pod.uid in seen.status.replacing:
@@ -260,16 +349,21 @@ def removals(spec: Spec, seen: Observation, now: float) -> tuple[DeleteWorker, .
             found.append(removal(pod, "not needed any more"))
         elif pod.deleting:
             found.append(removal(pod, "told to go"))
-        elif seen.status.participants and _is_to_be_renewed(seen, pod):
-            found.append(removal(pod, "it has ended"))
+        elif not pod.node and pod.age_seconds > LENIENT_SECONDS and not set(pod.avoids) <= set(avoid):
+            found.append(removal(pod, "it avoids nodes that need not be avoided any more"))
+        elif seen.status.participants and (why := _why_renew(spec, seen, pod, avoid)):
+            found.append(removal(pod, why))
     return tuple(each for each in found if each is not None)
 
 
 def removal(
     pod: WorkerPod, reason: str, *, force: bool = False, grace_seconds: int | None = REMOVAL_GRACE_SECONDS
 ) -> DeleteWorker | None:
-    """Deletion of a pod unless it goes already. On a dead node it is forced: nobody there will confirm its end."""
-    if force or not pod.node_ready:
+    """Deletion of a pod unless it goes already.
+
+    On a dead node it is forced, as nobody there will confirm its end; so is that of one which has ended: all was said.
+    """
+    if force or not pod.node_ready or pod.phase in ENDED:
         return DeleteWorker(name=pod.name, uid=pod.uid, grace_seconds=0, reason=reason)
     if pod.deleting:
         return None
@@ -277,8 +371,13 @@ def removal(
 
 
 def _wanted(spec: Spec, status: RunStatus) -> tuple[int, ...]:
-    return tuple(sorted({*range(spec.workers.replicas), *status.participants}))
+    return tuple(sorted({*range(spec.workers.pods), *status.participants}))
 
 
-def _is_to_be_renewed(seen: Observation, pod: WorkerPod) -> bool:
-    return pod.index not in seen.status.participants and pod.phase in ENDED and pod.age_seconds > RENEW_SECONDS
+def _why_renew(spec: Spec, seen: Observation, pod: WorkerPod, avoid: Sequence[str]) -> str:
+    """Why a pod that holds no ranks while others train is made anew; "" if it is well where it is."""
+    if pod.index in seen.status.participants or pod.age_seconds <= RENEW_SECONDS:
+        return ""
+    if pod.node in avoid:
+        return f"{pod.node} is kept away from"
+    return "it has ended" if pod.phase in ENDED else lost_in_reserve(spec, seen, pod.index)

@@ -99,7 +99,9 @@ def _add_controller(commands: Any) -> None:
     sub.add_argument("--listen", default="127.0.0.1:0", metavar="HOST:PORT", help="metrics (default: any free port)")
     sub.add_argument("--token-file", type=Path, help="file with the bearer token that guards the metrics")
     sub.add_argument(
-        "--lease-namespace", default="mend-system", help="where the leader's Lease lies (default: %(default)s)"
+        "--lease-namespace",
+        default="mend-system",
+        help="where the leader's Lease and the book of strikes lie (default: %(default)s)",
     )
     sub.add_argument(
         "--lease-seconds",
@@ -143,6 +145,7 @@ async def _controller(options: argparse.Namespace) -> None:
         controller = Controller(
             client,
             namespace=options.namespace,
+            home=options.lease_namespace,
             journal=_journal_in(options.data_dir, options.journal_size // 2),
             metrics=metrics,
             instance=instance,

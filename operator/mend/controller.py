@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from mend import render
+from mend import nodehealth, render
 from mend.agents import AgentPool, RunKey
 from mend.apply import TRAINING_RUNS, Applier
 from mend.crstatus import UnreadableStatus
@@ -36,6 +36,7 @@ from mend.prefixes import Prefixes
 from mend.presence import never_ran
 from mend.protocol import API_VERSION, CONTROLLER_NAME, KIND, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER, Point
 from mend.spec import InvalidSpec, Spec, parse_spec
+from mend.strikebook import StrikeBook
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Controller:
         client: KubeClient,
         *,
         namespace: str | None,
+        home: str,
         journal: Journal,
         metrics: Metrics,
         instance: str,
@@ -89,6 +91,7 @@ class Controller:
         self._known: dict[RunKey, _Known] = {}
         self._doubted: set[RunKey] = set()  # to be read from the API server, whatever the watch says
         self._namespace = namespace
+        self._home = home  # the namespace of what the controller keeps for itself
         self._leads = False
         self._begin_term()
         metrics.follow_queue(self._queue.depth)
@@ -111,7 +114,9 @@ class Controller:
             on_change=self._pod_changed,
         )
         self._nodes = Reflector(self._client, NODES, on_change=self._node_changed)
-        for reflector in (self._runs, self._pods, self._nodes):
+        self._book = StrikeBook(self._client, self._home, self._clock, on_change=self._book_changed)
+        self._metrics.follow_strikes(lambda: self._book.by_node() if self._leads else {})
+        for reflector in self._watches():
             self._metrics.follow_watch(reflector.resource.plural, partial(_figures, reflector))
 
     async def lead(self, fence: Fence) -> None:
@@ -119,8 +124,10 @@ class Controller:
         self._begin_term()
         pool = AgentPool(on_news=self._queue.add, on_points=self._points)
         prefixes = Prefixes(self._client, on_news=self._queue.add)
-        applier = Applier(self._client, pool, self._recorder, fence, prefixes.prune, prefixes.keep, self._queue.add)
-        reflectors = (self._runs, self._pods, self._nodes)
+        applier = Applier(
+            self._client, pool, self._recorder, fence, self._book, prefixes.prune, prefixes.keep, self._queue.add
+        )
+        reflectors = self._watches()
         try:
             async with asyncio.TaskGroup() as tasks:
                 for reflector in reflectors:
@@ -142,9 +149,11 @@ class Controller:
         """Why a leader is not ready: watches that have heard nothing for long; "" if all is well, or of no concern."""
         if not self._leads:
             return ""
-        watches = (self._runs, self._pods, self._nodes)
-        silent = [each.resource.plural for each in watches if each.silent_seconds() > DEAF_SECONDS]
+        silent = [each.resource.plural for each in self._watches() if each.silent_seconds() > DEAF_SECONDS]
         return f"nothing was heard of {', '.join(silent)} for {DEAF_SECONDS:.0f} s" if silent else ""
+
+    def _watches(self) -> tuple[Reflector, ...]:
+        return (self._runs, self._pods, self._nodes, self._book.reflector)
 
     # ------------------------------------------------------------ waking
     def _run_changed(self, old: Json | None, new: Json | None) -> None:
@@ -160,13 +169,18 @@ class Controller:
             self._queue.add((pod["metadata"]["namespace"], name))
 
     def _node_changed(self, old: Json | None, new: Json | None) -> None:
-        """Node heartbeats are many; only a node that goes or comes, or its readiness, concerns the runs on it."""
-        if old is not None and new is not None and _readiness(old) == _readiness(new):
+        """Node heartbeats are many; only a node that goes or comes, or its health, concerns the runs on it."""
+        if old is not None and new is not None and nodehealth.fingerprint(old) == nodehealth.fingerprint(new):
             return
         node = (new or old or {})["metadata"]["name"]
         for pod in self._pods.index.values():
             if (pod.get("spec") or {}).get("nodeName") == node:
                 self._pod_changed(None, pod)
+
+    def _book_changed(self) -> None:
+        """Pods of any run may avoid other nodes now; it happens a few times a day at the most."""
+        for run in self._runs.index.values():
+            self._queue.add(_key(run))
 
     def _points(self, run: RunKey, attempt: int, points: tuple[Point, ...]) -> None:
         self._journal.measured("/".join(run), attempt, points)
@@ -271,11 +285,13 @@ class Controller:
             pods=pods,
             agents=agents,
             evidence=pool.evidence(key),
+            checks=pool.checks(key),
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
             paces=pool.paces(key),
             has_service=known.has_service,
             has_token=known.token is not None,
+            strikes=self._book.strikes(),
             predecessors=self._predecessors(key, bare.uid),
         )
 
@@ -348,8 +364,3 @@ def _version(run: Json) -> int:
 def _figures(reflector: Reflector) -> WatchFigures:
     health = reflector.health
     return WatchFigures(reflector.silent_seconds(), health.relists, health.errors)
-
-
-def _readiness(node: Json) -> object:
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    return [each.get("status") for each in conditions if each.get("type") == "Ready"]

@@ -16,10 +16,12 @@ from mend.presence import (
     has_finished,
     is_going,
     is_silent,
+    node_fault,
     rank_has_failed,
     rank_has_finished,
     ranks_of,
     suspects,
+    workers_of,
 )
 from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, RankEvidence, RankReport
 from mend.spec import Limits, Spec
@@ -32,6 +34,11 @@ QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the oth
 OVERDUE_LOOK_SECONDS = 0.05  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")  # addresses, digests and counts differ each time
+# Of those, the ones that no program can bring about by itself.
+BROKEN = re.compile(
+    r"\b(uncorrectable|double[- ]bit|ecc error|fallen off the bus|nvlink error|hardware error)\b"
+    r"|\bxid( \(pci:[0-9a-f:.]+\))?:? (48|63|64|74|79|92|94|95)\b"
+)
 DEVICE_ASSERT = "device-side assert"  # a CUDA error, but of the user's: an index out of bounds
 
 
@@ -98,7 +105,21 @@ def _crashed(spec: Spec, seen: Observation) -> Incident | None:
         fingerprint=_fingerprint(cause) if failure is FailureClass.USER else "",
         of_the_store=code in STORE_EXIT_CODES,
         before_stepping=cause.steps_done == 0,
+        machine_faults=_broken_machines(spec, seen, [rank for rank in ended if rank.rank in verdict.ranks]),
     )
+
+
+def _broken_machines(spec: Spec, seen: Observation, guilty: list[RankReport]) -> dict[int, str]:
+    """The workers whose ranks name a fault of the hardware with their last words, or whose node is known to be ill."""
+    found = {}
+    for rank in guilty:
+        for worker in workers_of(spec, seen, (rank.rank,)):
+            said = rank.error is not None and BROKEN.search(f"{rank.error.type} {rank.error.message}".lower())
+            pod = seen.pod_of(worker)
+            if said or (pod is not None and _failure_class(rank) is FailureClass.INFRASTRUCTURE and node_fault(pod)):
+                words = culprit.how_it_ended(rank) if said or pod is None else f"ended, and {node_fault(pod)}"
+                found[worker] = f"rank {rank.rank} {words}"
+    return found
 
 
 def _may_be_settled_soon(spec: Spec, seen: Observation, ended: list[RankReport]) -> bool:
@@ -201,7 +222,24 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
         needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
         patience_seconds=0.0 if any(map(_cannot_go_on, evidence)) else max(0.0, left.patience),
+        machine_faults=_stuck_machines(spec, seen, verdict, evidence),
     )
+
+
+def _stuck_machines(
+    spec: Spec, seen: Observation, verdict: Verdict, evidence: tuple[RankEvidence, ...]
+) -> dict[int, str]:
+    """The workers whose guilty ranks hang in the kernel, or whose node is known to be ill."""
+    found = {}
+    for rank in (each for each in evidence if each.rank in verdict.ranks):
+        for worker in workers_of(spec, seen, (rank.rank,)):
+            pod = seen.pod_of(worker)
+            fault = node_fault(pod) if pod is not None else ""
+            is_stuck = rank.process_state in culprit.UNINTERRUPTIBLE
+            if is_stuck or fault:
+                how = "hangs in the kernel" if is_stuck else "hangs"
+                found[worker] = f"rank {rank.rank} {how}" + (f", and {fault}" if fault else "")
+    return found
 
 
 def _cannot_go_on(rank: RankEvidence) -> bool:

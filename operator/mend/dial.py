@@ -16,10 +16,13 @@ from mend.protocol import (
     ORDERS_PATH,
     STREAM_PATH,
     Ack,
+    Check,
+    Checked,
     Evidence,
     Gather,
     Order,
     decode_ack,
+    decode_checked,
     decode_evidence,
     encode,
 )
@@ -109,7 +112,7 @@ class Dialer:
         except (aiohttp.ClientError, OSError) as error:
             raise AgentUnreachable(_problem(error)) from error
 
-    async def order(self, target: Target, order: Order, who: str, timeout_seconds: float) -> Ack | Evidence:
+    async def order(self, target: Target, order: Order, who: str, timeout_seconds: float) -> Ack | Evidence | Checked:
         """Gives one order; `who` names the agent in errors. Raises `AgentError`s."""
         status, body = await self._post(target, order, who, timeout_seconds)
         if status == HTTPStatus.UNAUTHORIZED:
@@ -117,6 +120,8 @@ class Dialer:
         try:
             if isinstance(order, Gather) and status == HTTPStatus.OK:
                 return decode_evidence(body)
+            if isinstance(order, Check) and status == HTTPStatus.OK and b'"checked"' in body:
+                return decode_checked(body)
             ack = decode_ack(body)
         except UNDECODABLE as error:
             raise OrderRefused(f"{who}: answered {status} with {body[:200]!r}, which is no answer") from error
@@ -125,7 +130,7 @@ class Dialer:
         return ack
 
     async def _post(self, target: Target, order: Order, who: str, timeout_seconds: float) -> tuple[int, bytes]:
-        seconds = timeout_seconds + (order.seconds if isinstance(order, Gather) else 0.0)
+        seconds = timeout_seconds + (order.seconds if isinstance(order, Gather | Check) else 0.0)
         try:
             async with (
                 asyncio.timeout(seconds),

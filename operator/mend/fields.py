@@ -131,6 +131,47 @@ class Fields:
             assert length is not None
         return length.total_seconds()
 
+    def has(self, field: str) -> bool:
+        """Whether the field is there; to be asked for as if it were read."""
+        return self.take(field) is not _ABSENT
+
+    def objects(self, field: str, *, at_most: int) -> list[Fields]:
+        """The objects of a list; an absent one reads as empty."""
+        return [
+            Fields(each, f"{self.path}.{field}[{n}]", self.problems)
+            for n, each in enumerate(self._list(field, at_most))
+        ]
+
+    def words(self, field: str, pattern: re.Pattern[str], expected: str, at_most: int) -> tuple[str, ...]:
+        """The texts of a list, each of which matches the whole pattern; an absent list reads as empty."""
+        found = self._list(field, at_most)
+        for n, each in enumerate(found):
+            if not isinstance(each, str) or not pattern.fullmatch(each):
+                self.problem(f"{field}[{n}]", each, expected)
+        return tuple(each for each in found if isinstance(each, str))
+
+    def integers(self, field: str, *, at_least: int, at_most: int, most: int) -> tuple[int, ...]:
+        """The whole numbers of a list, of which there must be one at least and `most` at the most."""
+        found = self._list(field, most)
+        if not found:
+            self.problem(field, found or None, "one whole number at least")
+        sound = [each for each in found if isinstance(each, int) and not isinstance(each, bool)]
+        for n, each in enumerate(found):
+            if each not in sound or not at_least <= each <= at_most:
+                self.problem(f"{field}[{n}]", each, f"a whole number from {at_least} to {at_most}")
+        return tuple(sound)
+
+    def _list(self, field: str, at_most: int) -> list[Any]:
+        value = self.take(field)
+        if value is _ABSENT:
+            return []
+        if not isinstance(value, list):
+            self.problem(field, value, "a list")
+            return []
+        if len(value) > at_most:
+            self.problem(field, f"{len(value)} entries", f"at most {at_most}")
+        return value[:at_most]
+
     def done(self) -> None:
         """Every field that nobody asked for is a mistake; guess what was meant."""
         for field in self.raw:

@@ -69,7 +69,8 @@ def _phase(facts: RunFacts) -> Samples:
 
 def _workers(facts: RunFacts) -> Samples:
     counts = facts.status.workers
-    return [(("desired",), counts.desired), (("ready",), counts.ready), (("participating",), counts.participating)]
+    states = ("desired", "ready", "participating", "spares")
+    return [((state,), float(getattr(counts, state))) for state in states]
 
 
 def _ledger(facts: RunFacts) -> Samples:
@@ -156,7 +157,7 @@ RUN_GAUGES: Final = (
     ),
     RunGauge("mend_run_goodput_ratio", "Share of the run's life spent on steps that were kept.", _goodput),
     RunGauge("mend_run_ledger_seconds", "The run's life by what it was spent on.", _ledger, ("spent_on",)),
-    RunGauge("mend_run_workers", "Workers wanted, connected, and taking part.", _workers, ("state",)),
+    RunGauge("mend_run_workers", "Workers wanted, connected, taking part, and spare.", _workers, ("state",)),
     RunGauge(
         "mend_run_agents_connected",
         "Agents whose stream is open.",
@@ -219,6 +220,7 @@ class Metrics:
         self._clock = clock
         self._runs: dict[tuple[str, str], RunFacts] = {}
         self._watches: dict[str, Callable[[], WatchFigures]] = {}
+        self._strikes: Callable[[], Mapping[str, int]] = dict
         registry.register(self)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -295,6 +297,10 @@ class Metrics:
         """Ask this for the health of a watch, whenever Prometheus asks."""
         self._watches[resource] = figures
 
+    def follow_strikes(self, by_node: Callable[[], Mapping[str, int]]) -> None:
+        """Ask this for the strikes that count against each node, whenever Prometheus asks."""
+        self._strikes = by_node
+
     # ------------------------------------------------------------ for the registry
     def collect(self) -> Iterator[Metric]:
         """The metrics that are computed when asked for, in whichever thread: facts are frozen, the lists are copies."""
@@ -307,6 +313,10 @@ class Metrics:
                     family.add_metric((each.seen.namespace, each.seen.name, *labels), value)
             yield family
         yield from _watch_families({name: read() for name, read in list(self._watches.items())})
+        struck = GaugeMetricFamily("mend_node_strikes", "Strikes that count against the node.", labels=("node",))
+        for node, count in self._strikes().items():
+            struck.add_metric((node,), count)
+        yield struck
 
 
 def _aged(facts: RunFacts, now: float) -> RunFacts:

@@ -12,7 +12,7 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
-from mend.protocol import Ancestor, CheckpointRef, Evidence, Heartbeat, Launch, Phase, RankReport
+from mend.protocol import Ancestor, Checked, CheckpointRef, Evidence, Heartbeat, Launch, Phase, RankReport
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
@@ -61,7 +61,8 @@ class Tier(StrEnum):
 
     REJOIN = "rejoin"  # the culprits alone are killed; the other ranks go on in their processes
     RESTART_RANKS = "restart-ranks"  # same pods, all ranks killed, standbys take over
-    REPLACE_WORKER = "replace-worker"  # the broken pod is made anew, the others restart their ranks in place
+    REPLACE_WORKER = "replace-worker"  # a spare or a new pod takes its place, the others restart their ranks in place
+    EXCLUDE_NODE = "exclude-node"  # the same, and the worker's node is kept away from
     ROLL_BACK = "roll-back"  # restart from a checkpoint before the newest
     GIVE_UP = "give-up"
 
@@ -96,6 +97,7 @@ class Incident(Fact, frozen=True, kw_only=True):
     fingerprint: str = ""  # equal for the same user error at the same step
     of_the_store: bool = False  # another machine would fare no better
     before_stepping: bool = False  # no step is known at which it happened: the process had not completed one
+    machine_faults: dict[int, str] = {}  # by worker: why its machine, rather than what runs there, is at fault
 
 
 class IncidentRecord(Fact, frozen=True, kw_only=True):
@@ -108,6 +110,8 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     step: int  # last step that the gang had completed
     culprit_ranks: tuple[int, ...] = ()
     culprit_workers: tuple[int, ...] = ()
+    culprit_nodes: tuple[str, ...] = ()  # on which those were
+    rule: str = ""  # of spec.recovery.rules, by which it was decided
     confidence: float = 0.0
     reasons: tuple[str, ...] = ()
     summary: str = ""
@@ -126,6 +130,30 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     def is_open(self) -> bool:
         """The run is not yet back from it."""
         return self.recovered_at is None
+
+
+class Strike(Fact, frozen=True, kw_only=True):
+    """A recovery for which a machine is to blame. A node with enough of them is kept away from, by every run."""
+
+    id: str  # of run and incident: what is told twice counts once
+    node: str
+    run: str  # "namespace/name"
+    reason: str
+    struck_at: float
+    expires_at: float
+    decisive: bool = False  # counts as many as are needed
+    lifted: bool = False  # counts no more: nodes were short
+
+
+class NodeCheck(Fact, frozen=True, kw_only=True):
+    """A check of machines that is due, or under way, before the attempt is launched."""
+
+    why: str
+    suspects: tuple[int, ...] = ()  # workers; () when nobody in particular
+    asked: tuple[int, ...] = ()  # workers; () until all are there
+    round: int = 1
+    doubted: tuple[int, ...] = ()  # workers who looked bad in the round before
+    until: float | None = None  # when the answers are awaited no longer
 
 
 class Condition(Fact, frozen=True, kw_only=True):
@@ -154,6 +182,7 @@ class WorkerCounts(Fact, frozen=True, kw_only=True):
     desired: int = 0
     ready: int = 0
     participating: int = 0
+    spares: int = 0  # connected, and holding no place
 
 
 class Ledger(Fact, frozen=True, kw_only=True):
@@ -200,6 +229,7 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     follows: int | None = None  # until its launch: the attempt that this one carries on; `lineage` is still of that
     lineage: tuple[Ancestor, ...] = ()  # ancestors of the attempt, oldest first
     participants: tuple[int, ...] = ()  # workers of this attempt
+    places: tuple[int, ...] = ()  # who held which place when last launched; () while everybody is in his own
     restore: tuple[CheckpointRef, ...] = ()  # what this attempt's ranks were told they may start from
     keep: tuple[int, ...] = ()  # ranks of the attempt before whose processes go on in this one, if they can
     restored_step: int | None = None  # what the attempt started from (-1: fresh); None until a rank has said so
@@ -218,6 +248,8 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
     spent: dict[FailureClass, tuple[float, ...]] = {}  # when each budget was drawn on, within its window
     replacing: tuple[str, ...] = ()  # uids of pods that are to go
+    check: NodeCheck | None = None  # comes before the launch
+    strikes: tuple[Strike, ...] = ()  # that this run has given, until they expire
     workers: WorkerCounts = WorkerCounts()
     ledger: Ledger = Ledger()
     limits: tuple[LimitInForce, ...] = ()  # as of `reported_at`
@@ -232,6 +264,7 @@ class RunStatus(Fact, frozen=True, kw_only=True):
 
 
 MAX_INCIDENTS = 20
+MAX_STRIKES = 20  # of one run, in its status
 
 
 # ---------------------------------------------------------------- observation: what is
@@ -255,6 +288,9 @@ class WorkerPod(Fact, frozen=True, kw_only=True):
     ip: str = ""
     node: str = ""
     node_ready: bool = True
+    node_problems: tuple[str, ...] = ()  # conditions and taints that speak of a broken machine, in words
+    node_conditions: tuple[str, ...] = ()  # "Type=Status" of those that are not as on every healthy node
+    avoids: tuple[str, ...] = ()  # nodes that it was made to keep away from
     attempt: int = 0  # label: the attempt it was made for
     deleting: bool = False
     age_seconds: float = 0.0
@@ -346,6 +382,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     pods: tuple[WorkerPod, ...] = ()
     agents: tuple[AgentView, ...] = ()
     evidence: tuple[Evidence, ...] = ()  # gathered in the current attempt
+    checks: tuple[Checked, ...] = ()  # of machines, before the current attempt
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
@@ -353,6 +390,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     has_token: bool = False
     deleting: bool = False
     spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
+    strikes: tuple[Strike, ...] = ()  # of all runs, as the book of strikes has them
     predecessors: tuple[str, ...] = ()  # pods that a run of this name, now deleted, has left: they may yet save
 
     def pod_of(self, worker: int) -> WorkerPod | None:
@@ -416,10 +454,11 @@ class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
 
 
 class CreateWorker(Action, frozen=True, kw_only=True, tag="create-worker"):
-    """Make the pod of worker `index` for `attempt`."""
+    """Make the pod of worker `index` for `attempt`, on none of the nodes to `avoid`."""
 
     index: int
     attempt: int
+    avoid: tuple[str, ...] = ()
 
 
 class DeleteWorker(Action, frozen=True, kw_only=True, tag="delete-worker"):
@@ -445,6 +484,16 @@ class SendGather(Action, frozen=True, kw_only=True, tag="send-gather"):
     worker: int
     pod_uid: str
     attempt: int
+    seconds: float
+
+
+class SendCheck(Action, frozen=True, kw_only=True, tag="send-check"):
+    """Ask the agent to measure its machine."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
+    round: int
     seconds: float
 
 
@@ -481,6 +530,18 @@ class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
     record: IncidentRecord
 
 
+class StrikeNode(Action, frozen=True, kw_only=True, tag="strike-node"):
+    """Enter the strike into the book that all runs share."""
+
+    strike: Strike
+
+
+class LiftStrikes(Action, frozen=True, kw_only=True, tag="lift-strikes"):
+    """Let these strikes count no more."""
+
+    ids: tuple[str, ...]
+
+
 class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
     """The run's time to live after its end is over."""
 
@@ -492,10 +553,13 @@ AnyAction = (
     | DeleteWorker
     | SendLaunch
     | SendGather
+    | SendCheck
     | SendStop
     | EmitEvent
     | PruneCheckpoints
     | KeepEvidence
+    | StrikeNode
+    | LiftStrikes
     | DeleteRun
 )
 

@@ -6,12 +6,13 @@ import msgspec
 from msgspec.structs import replace
 
 from mend.conditions import with_condition, without_condition
-from mend.model import CheckpointStatus, EmitEvent, Observation, RunStatus, WorkerCounts
-from mend.presence import gang_step, is_ready, is_silent, suspects
+from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, RunStatus, Strike, WorkerCounts
+from mend.presence import gang_step, is_ready, is_silent, places, suspects
 from mend.protocol import CheckpointRef, Heartbeat
 from mend.restore import lineage_cut_at
 from mend.spec import Spec
 from mend.stragglers import stragglers
+from mend.strikes import kept, lifted
 from mend.watchdog import in_force
 
 SUSPECT_HOLD_SECONDS = 10.0  # a stammering network must not become a stream of status writes
@@ -22,6 +23,7 @@ def noted(spec: Spec, seen: Observation, now: float) -> RunStatus:
     status = _with_spec(spec, seen, now)
     status = _by_this_clock(replace(status, observed_generation=seen.generation), now)
     status = _with_evidence(status, seen, now)
+    status = replace(status, strikes=_as_in_book(seen, kept(status.strikes, now, MAX_STRIKES)))
     beats = _beats(seen)
     return _with_commit(_with_restore(status, seen, beats), beats, now)
 
@@ -65,6 +67,12 @@ def _with_evidence(status: RunStatus, seen: Observation, now: float) -> RunStatu
     if seen.store.evidence_problem:
         return with_condition(status, "EvidenceKept", False, "WriteFailed", seen.store.evidence_problem, now)
     return without_condition(status, "EvidenceKept")
+
+
+def _as_in_book(seen: Observation, mine: tuple[Strike, ...]) -> tuple[Strike, ...]:
+    """This run's strikes, those lifted that any run has lifted."""
+    done = {each.id for each in seen.strikes if each.lifted}
+    return lifted(mine, tuple(each.id for each in mine if each.id in done))
 
 
 def _beats(seen: Observation) -> list[Heartbeat]:
@@ -150,10 +158,13 @@ def newly_slow(before: RunStatus, after: RunStatus) -> tuple[EmitEvent, ...]:
 
 def with_workers(spec: Spec, status: RunStatus, seen: Observation, now: float) -> RunStatus:
     """How many workers there are, and what keeps the others."""
-    missing = [worker for worker in range(spec.workers.replicas) if not _is_there(spec, seen, worker)]
-    ready = spec.workers.replicas - len(missing)
-    counts = WorkerCounts(desired=spec.workers.replicas, ready=ready, participating=len(status.participants))
-    parts = [f"{ready} of {spec.workers.replicas} workers are ready"]
+    wanted, held = spec.workers, places(spec, status)
+    missing = [worker for worker in held if not _is_there(spec, seen, worker)]
+    ready = wanted.replicas - len(missing)
+    spares = sum(is_ready(spec, seen, worker) for worker in range(wanted.pods) if worker not in held)
+    counts = WorkerCounts(desired=wanted.replicas, ready=ready, participating=len(status.participants), spares=spares)
+    parts = [f"{ready} of {wanted.replicas} workers are ready"]
+    parts += [f"{spares} of {wanted.spares} spares are"] if wanted.spares else []
     parts += [f"worker {worker}: {_what_keeps(seen, worker)}" for worker in missing[:8]]
     reason = "Waiting" if missing else "AllReady"
     return with_condition(replace(status, workers=counts), "WorkersReady", not missing, reason, "; ".join(parts), now)

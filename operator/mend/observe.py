@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from mend import nodehealth
 from mend.agents import Target
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.model import Observation, PodPhase, WorkerPod
-from mend.protocol import AGENT_PORT, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
+from mend.protocol import AGENT_PORT, ANNOTATION_AVOIDS, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
 
 JsonObject = Mapping[str, Any]
 LOG_LINES = 20
@@ -65,13 +66,16 @@ def worker_pod(pod: JsonObject, nodes: Mapping[str, JsonObject], now: float) -> 
         phase=PodPhase(status.get("phase") or PodPhase.PENDING),
         ip=status.get("podIP") or "",
         node=node,
-        node_ready=node not in nodes or _is_ready(nodes[node]),
+        node_ready=nodehealth.is_ready(nodes.get(node, {})),
+        node_problems=nodehealth.problems(nodes.get(node, {})),
+        node_conditions=nodehealth.unusual_conditions(nodes.get(node, {})),
+        avoids=tuple(filter(None, ((meta.get("annotations") or {}).get(ANNOTATION_AVOIDS) or "").split(","))),
         attempt=_number(labels.get(LABEL_ATTEMPT), 0),
         deleting=bool(meta.get("deletionTimestamp")),
         age_seconds=max(0.0, now - _seconds(meta.get("creationTimestamp"), now)),
         exit_code=ended.get("exitCode"),
         reason=_reason(status, state),
-        message=(status.get("message") or ended.get("message") or (state.get("waiting") or {}).get("message") or ""),
+        message=_message(status, state),
     )
 
 
@@ -119,10 +123,15 @@ def _reason(status: JsonObject, state: JsonObject) -> str:
     )
 
 
-def _is_ready(node: JsonObject) -> bool:
-    conditions = (node.get("status") or {}).get("conditions") or ()
-    ready = next((each for each in conditions if each.get("type") == "Ready"), {"status": "True"})
-    return ready.get("status") == "True"
+def _message(status: JsonObject, state: JsonObject) -> str:
+    """What is said about that: of the pod, of its trainer's end, of what it waits for, of why no node took it."""
+    refused = [each for each in status.get("conditions") or () if _is_refusal(each)]
+    parts: Iterable[JsonObject] = (status, state.get("terminated") or {}, state.get("waiting") or {}, *refused)
+    return next((str(each["message"]) for each in parts if each.get("message")), "")
+
+
+def _is_refusal(condition: JsonObject) -> bool:
+    return (condition.get("type"), condition.get("status")) == ("PodScheduled", "False")
 
 
 def _number(label: str | None, default: int) -> int:

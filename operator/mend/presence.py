@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from math import inf
 
 from mend import culprit
-from mend.model import AgentView, FailureClass, Incident, IncidentKind, Observation, PodPhase, Verdict, WorkerPod
+from mend.model import (
+    AgentView,
+    FailureClass,
+    Incident,
+    IncidentKind,
+    Observation,
+    PodPhase,
+    RunStatus,
+    Verdict,
+    WorkerPod,
+)
 from mend.protocol import FATAL_EXIT_CODES, ExitCode, Phase, RankReport
 from mend.spec import Spec
 from mend.watchdog import until_bounds
@@ -33,6 +43,16 @@ STEPPING = frozenset({Phase.DATA, Phase.STEP, Phase.COLLECTIVE})
 
 
 # ---------------------------------------------------------------- who is where
+def places(spec: Spec, status: RunStatus) -> tuple[int, ...]:
+    """The worker that has each place of the gang, and with it its rank numbers: its own, but where a spare took over.
+
+    Spares are the workers that have none.
+    """
+    held = tuple(worker for worker in status.places if worker < spec.workers.pods)[: spec.workers.replicas]
+    free = tuple(worker for worker in range(spec.workers.pods) if worker not in held)
+    return (*held, *free[: spec.workers.replicas - len(held)])
+
+
 def ranks_of(spec: Spec, seen: Observation, worker: int) -> tuple[int, ...]:
     """The ranks that a worker holds in this attempt; none if it takes no part."""
     if worker not in seen.status.participants:
@@ -126,6 +146,7 @@ class Loss:
     failure: FailureClass = FailureClass.INFRASTRUCTURE
     fatal: bool = False
     blamed: bool = True
+    machine: str = ""  # what is wrong with its node, if that explains it
 
 
 def gone(spec: Spec, seen: Observation) -> Incident | None:
@@ -134,7 +155,7 @@ def gone(spec: Spec, seen: Observation) -> Incident | None:
     if launched:
         losses = [loss for worker in launched if (loss := _loss(spec, seen, worker)) is not None]
     else:
-        losses = [loss for n in range(spec.workers.replicas) if (loss := _loss_before_launch(spec, seen, n))]
+        losses = [loss for n in places(spec, seen.status) if (loss := _loss_before_launch(spec, seen, n))]
     if not losses:
         return None
     worst = next((loss for loss in losses if loss.kind is IncidentKind.LOST), losses[0])
@@ -156,7 +177,14 @@ def gone(spec: Spec, seen: Observation) -> Incident | None:
         ),
         summary="; ".join(reasons),
         fatal=any(loss.fatal for loss in losses),
+        machine_faults={loss.worker: f"worker {loss.worker}: {loss.machine}" for loss in losses if loss.machine},
     )
+
+
+def lost_in_reserve(spec: Spec, seen: Observation, worker: int) -> str:
+    """Why a worker that holds no ranks, while others train, will hold none any more; "" if it may. No incident."""
+    pod, loss = seen.pod_of(worker), _loss_before_launch(spec, seen, worker)
+    return loss.why if loss is not None and pod is not None and pod.phase not in ENDED else ""
 
 
 def _loss(spec: Spec, seen: Observation, worker: int) -> Loss | None:
@@ -181,8 +209,10 @@ def _loss(spec: Spec, seen: Observation, worker: int) -> Loss | None:
             return None
         why = f"silent for {silent:.0f} s, and nobody else is heard: the controller itself may have been cut off"
         return Loss(worker, IncidentKind.LOST, why, silent, blamed=False)
-    if silent > _patience(spec, seen, worker):
-        return Loss(worker, IncidentKind.LOST, f"silent for {silent:.1f} s while the gang stands still", silent)
+    if silent > _patience(spec, seen, worker, pod):
+        fault = node_fault(pod)
+        why = f"silent for {silent:.1f} s while the gang stands still" + (f", and {fault}" if fault else "")
+        return Loss(worker, IncidentKind.LOST, why, silent, machine=fault)
     return None
 
 
@@ -208,7 +238,8 @@ def _loss_before_launch(spec: Spec, seen: Observation, worker: int) -> Loss | No
 def _never_heard(spec: Spec, worker: int, pod: WorkerPod, agent: AgentView | None) -> Loss | None:
     """An agent of which nothing was heard yet may still be starting, but not for ever, nor on a dead node."""
     if not pod.node_ready and pod.age_seconds > spec.health.lost_after_seconds:
-        return Loss(worker, IncidentKind.LOST, f"node {pod.node} is not ready", 0.0)
+        why = f"node {pod.node} is not ready"
+        return Loss(worker, IncidentKind.LOST, why, 0.0, machine=why)
     if agent is not None and agent.silent_seconds > spec.health.limits.start_seconds:
         why = f"its agent has not been heard in {agent.silent_seconds:.0f} s: {agent.problem or 'no answer'}"
         return Loss(worker, IncidentKind.LOST, why, agent.silent_seconds)
@@ -219,20 +250,27 @@ def _confirmed_silence(spec: Spec, worker: int, pod: WorkerPod, agent: AgentView
     """A silence that the node or the connection explains."""
     silent = agent.silent_seconds
     if not pod.node_ready:
-        why = f"silent for {silent:.1f} s, and node {pod.node} is not ready"
-        return Loss(worker, IncidentKind.LOST, why, silent)
+        fault = node_fault(pod)
+        return Loss(worker, IncidentKind.LOST, f"silent for {silent:.1f} s, and {fault}", silent, machine=fault)
     if not agent.connected and agent.problem == "refused" and silent > max(suspect_after(spec), CONFIRM_SECONDS):
         return Loss(worker, IncidentKind.LOST, f"its agent is gone: refused for {silent:.1f} s", silent)
     return None
 
 
-def _patience(spec: Spec, seen: Observation, worker: int) -> float:
+def node_fault(pod: WorkerPod) -> str:
+    """What the API server knows to be wrong with the node of a pod; "" if nothing."""
+    if not pod.node_ready:
+        return f"node {pod.node} is not ready"
+    return f"node {pod.node} has {', '.join(pod.node_problems[:SAID_WORKERS])}" if pod.node_problems else ""
+
+
+def _patience(spec: Spec, seen: Observation, worker: int, pod: WorkerPod) -> float:
     """How long a silence is borne that nothing else explains.
 
     Ranks that step in turn prove each other alive: while the others step on, the silent one does too, however long
     its agent says nothing. Once they stand still for clearly longer than their limit (what slows steps may hold up
     heartbeats, too), or complain that a peer is gone, three heartbeats are enough. While they load or save, each by
-    itself, they prove nothing.
+    itself, they prove nothing; then a complaint about the machine explains the silence.
     """
     mine = ranks_of(spec, seen, worker)
     others = tuple(rank for rank in seen.ranks if rank.rank not in mine)
@@ -244,8 +282,9 @@ def _patience(spec: Spec, seen: Observation, worker: int) -> float:
         return spec.health.lost_after_seconds
     if left.limit <= -soon:
         return soon
-    stepping = all(rank.steps_done and rank.phase in STEPPING for rank in others if rank.exit is None)
-    return inf if stepping else spec.health.lost_after_seconds
+    if all(rank.steps_done and rank.phase in STEPPING for rank in others if rank.exit is None):
+        return inf
+    return soon if pod.node_problems else spec.health.lost_after_seconds
 
 
 def _ended(worker: int, pod: WorkerPod, silent: float, *, image_has_worked: bool = True) -> Loss:
@@ -261,7 +300,9 @@ def _ended(worker: int, pod: WorkerPod, silent: float, *, image_has_worked: bool
     fatal = unusable or pod.exit_code in FATAL_EXIT_CODES
     is_users = fatal or pod.reason == "OOMKilled" or (not image_has_worked and _ended_by_itself(pod))
     failure = FailureClass.USER if is_users else FailureClass.INFRASTRUCTURE
-    return Loss(worker, IncidentKind.LOST, why, silent, failure, fatal=fatal)
+    fault = "" if is_users else node_fault(pod)
+    why += f"; {fault}" if fault else ""
+    return Loss(worker, IncidentKind.LOST, why, silent, failure, fatal=fatal, machine=fault)
 
 
 def _ended_by_itself(pod: WorkerPod) -> bool:

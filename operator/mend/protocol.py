@@ -29,6 +29,7 @@ CONTROLLER_NAME: Final = "mend.dev/controller"
 LABEL_RUN: Final = "mend.dev/run"
 LABEL_WORKER: Final = "mend.dev/worker"
 LABEL_ATTEMPT: Final = "mend.dev/attempt"
+ANNOTATION_AVOIDS: Final = "mend.dev/avoids"  # of a pod: the nodes that mend keeps it off, with commas between
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
 TRAINER_CONTAINER: Final = "trainer"
@@ -270,6 +271,17 @@ class Evidence(Message, frozen=True, kw_only=True, tag_field="type", tag="eviden
     gather_seconds: float = 0.0
 
 
+class Checked(Message, frozen=True, kw_only=True, tag_field="type", tag="checked"):
+    """What a machine can do, in answer to a `Check`: to be compared with its peers, never with fixed figures."""
+
+    attempt: int
+    worker: int
+    round: int = 1
+    figures: dict[str, float] = {}  # by what was measured ("cuda:0 matrix product"): so much a second
+    problem: str = ""  # the check died, did not end in time, or gave wrong numbers
+    seconds: float = 0.0
+
+
 # ---------------------------------------------------------------- controller -> agent
 class CheckpointPlan(Message, frozen=True, kw_only=True):
     """How an attempt saves. Credentials are not here: they reach the rank as environment of the pod."""
@@ -328,7 +340,15 @@ class SaveNow(Message, frozen=True, kw_only=True, tag_field="type", tag="save-no
     attempt: int
 
 
-Order = Launch | Gather | Stop | SaveNow
+class Check(Message, frozen=True, kw_only=True, tag_field="type", tag="check"):
+    """Measure the machine, within `seconds`, while no ranks run here; `attempt` is the one that waits for it."""
+
+    attempt: int
+    round: int = 1  # what looks bad is measured again
+    seconds: float = 20.0
+
+
+Order = Launch | Gather | Stop | SaveNow | Check
 
 
 class Ack(Message, frozen=True, kw_only=True):
@@ -429,6 +449,7 @@ def encode(message: Message) -> bytes:
 decode_stream = msgspec.json.Decoder(StreamMessage).decode
 decode_order = msgspec.json.Decoder(Order).decode
 decode_report = msgspec.json.Decoder(Report).decode
+decode_checked = msgspec.json.Decoder(Checked).decode
 decode_evidence = msgspec.json.Decoder(Evidence).decode
 decode_ack = msgspec.json.Decoder(Ack).decode
 decode_launch = msgspec.json.Decoder(Launch).decode

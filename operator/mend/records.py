@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mend.goodput import book_lost_steps
+from mend.machines import culprits, nodes_of
 from mend.model import (
     MAX_INCIDENTS,
     Incident,
@@ -15,7 +16,7 @@ from mend.model import (
     RunStatus,
     Tier,
 )
-from mend.presence import gang_step, workers_of
+from mend.presence import gang_step
 from mend.protocol import incident_key
 from mend.spec import Spec
 
@@ -39,10 +40,12 @@ def opened(seen: Observation, incident: Incident, now: float) -> IncidentRecord:
     )
 
 
-def judged(spec: Spec, seen: Observation, record: IncidentRecord, incident: Incident, tier: Tier) -> IncidentRecord:
+def judged(
+    spec: Spec, seen: Observation, record: IncidentRecord, incident: Incident, tier: Tier, rule: str = ""
+) -> IncidentRecord:
     """The record with the verdict and what is done; the incident may have turned out to be another than it seemed."""
     verdict = incident.verdict
-    blamed = workers_of(spec, seen, verdict.ranks) or (incident.workers if verdict.confidence > 0 else ())
+    blamed = culprits(spec, seen, incident)
     return replace(
         record,
         kind=incident.kind,
@@ -50,6 +53,8 @@ def judged(spec: Spec, seen: Observation, record: IncidentRecord, incident: Inci
         fingerprint=incident.fingerprint,
         culprit_ranks=verdict.ranks,
         culprit_workers=blamed,
+        culprit_nodes=nodes_of(seen, blamed),
+        rule=rule,
         confidence=verdict.confidence,
         reasons=verdict.reasons,
         summary=incident.summary,

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mend import tiers
+from mend import machines, strikes, tiers
 from mend.assembling import assemble
 from mend.diagnose import diagnose, valid_evidence
 from mend.goodput import account, book_detection
 from mend.model import (
+    MAX_STRIKES,
     Decision,
     EmitEvent,
+    FailureClass,
     Incident,
     IncidentRecord,
     Observation,
     RunPhase,
     RunStatus,
     SendGather,
+    Strike,
     Tier,
 )
+from mend.nodechecks import begun_anew
 from mend.noted import with_progress
 from mend.presence import gang_step
 from mend.records import GATHER_SECONDS, event_reason, judged, kept, last_words, opened, recorded, under_inquiry
 from mend.restore import candidates
+from mend.rules import rule_for
+from mend.ruleset import Rule, RuleAction
 from mend.spec import Spec
 from mend.transitions import failed, next_attempt, with_actions
 
@@ -82,13 +88,19 @@ def _went_on(seen: Observation, record: IncidentRecord, now: float) -> Decision:
 
 def _recover(spec: Spec, seen: Observation, incident: Incident, record: IncidentRecord, now: float) -> Decision:
     earlier = [each for each in seen.status.incidents if each.id != record.id]
-    tier, why = tiers.choose(spec, seen, incident, earlier, now)
-    record, keeping = kept(spec, seen, judged(spec, seen, record, incident, tier))
+    rule = rule_for(spec, seen, incident)
+    if rule is not None and rule.budget is not None:
+        incident = replace(incident, failure=FailureClass(rule.budget))
+    given = _strikes(spec, seen, incident, record, earlier, rule, now)
+    tier, why = tiers.choose(spec, seen, incident, earlier, now, rule, given)
+    judgement = judged(spec, seen, record, incident, tier, rule.name if rule is not None else "")
+    record, keeping = kept(spec, seen, judgement)
     seen = replace(seen, status=_booked(seen, record, now))
+    ruled = f" (rule {record.rule})" if record.rule else ""
     event = EmitEvent(
         type="Warning",
         reason=event_reason(record),
-        message=f"{record.summary} (step {record.step}, attempt {record.attempt}); {tier}: {why}",
+        message=f"{record.summary} (step {record.step}, attempt {record.attempt}); {tier}: {why}{ruled}",
     )
     if tier is Tier.GIVE_UP:
         cause = last_words(seen, incident)
@@ -97,11 +109,40 @@ def _recover(spec: Spec, seen: Observation, incident: Incident, record: Incident
             event,
             *keeping,
         )
-    status = _prepared(spec, seen, incident, tier, now)
+    status = _prepared(spec, seen, incident, tier, now, rule)
+    status = replace(status, strikes=strikes.merged(status.strikes, given)[-MAX_STRIKES:])
     status = next_attempt(replace(seen, status=status), now, RunPhase.RECOVERING)
+    due = machines.check_due(spec, seen, incident, earlier, now)
+    status = replace(status, check=due or begun_anew(status.check))
     if tier is Tier.REJOIN:
         status = replace(status, keep=tiers.to_keep(spec, seen, incident))
-    return with_actions(assemble(spec, replace(seen, status=status), now), event, *keeping)
+    return with_actions(assemble(spec, replace(seen, status=status), now), event, *keeping, *_said_of(given))
+
+
+def _strikes(
+    spec: Spec,
+    seen: Observation,
+    incident: Incident,
+    record: IncidentRecord,
+    earlier: list[IncidentRecord],
+    rule: Rule | None,
+    now: float,
+) -> tuple[Strike, ...]:
+    """The strikes that an incident gives; a rule may ask for one, or take a recovery in hand without any."""
+    if rule is None:
+        return machines.strikes_for(spec, seen, incident, record.id, earlier, now)
+    if rule.action is not RuleAction.EXCLUDE_NODE:
+        return ()
+    nodes = machines.nodes_of(seen, machines.culprits(spec, seen, incident))
+    why = f"rule {rule.name}: {incident.summary}"
+    return tuple(machines.strike(spec, seen, node, why, record.id, now, decisive=True) for node in nodes)
+
+
+def _said_of(given: tuple[Strike, ...]) -> tuple[EmitEvent, ...]:
+    return tuple(
+        EmitEvent(type="Warning", reason="NodeStruck", message=f"a strike against {each.node}: {each.reason}")
+        for each in given
+    )
 
 
 def _booked(seen: Observation, record: IncidentRecord, now: float) -> RunStatus:
@@ -112,16 +153,19 @@ def _booked(seen: Observation, record: IncidentRecord, now: float) -> RunStatus:
     return status
 
 
-def _prepared(spec: Spec, seen: Observation, incident: Incident, tier: Tier, now: float) -> RunStatus:
+def _prepared(
+    spec: Spec, seen: Observation, incident: Incident, tier: Tier, now: float, rule: Rule | None
+) -> RunStatus:
     """The status with the budget drawn on and what the tier asks for."""
-    status = seen.status
-    spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
-    status = replace(status, spent={**status.spent, incident.failure: spent}, recoveries=status.recoveries + 1)
+    status = replace(seen.status, recoveries=seen.status.recoveries + 1)
+    if tiers.draws(rule):
+        spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
+        status = replace(status, spent={**status.spent, incident.failure: spent})
     if tier is Tier.ROLL_BACK:
         newest = candidates(seen.uid, status, seen.store.checkpoints)[0]
         status = replace(status, roll_back_before=newest.ref.step)
     gone = tiers.ended_pods(seen)
-    if tier is Tier.REPLACE_WORKER:
+    if tier in machines.REPLACED:
         going = tiers.to_replace(spec, seen, incident)
         gone += tuple(pod.uid for pod in seen.pods if pod.index in going)
     return replace(status, replacing=tuple(dict.fromkeys((*status.replacing, *gone))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from mend.model import Observation
@@ -10,6 +11,7 @@ from mend.protocol import (
     AGENT_COMMAND,
     AGENT_PORT,
     AGENT_PORT_NAME,
+    ANNOTATION_AVOIDS,
     API_VERSION,
     ENV_AGENT_PORT,
     ENV_GRACE_SECONDS,
@@ -34,6 +36,8 @@ from mend.spec import Spec
 
 JsonObject = dict[str, Any]
 DEFAULT_GRACE_SECONDS = 30
+HOSTNAME = "kubernetes.io/hostname"  # the label by which pods are kept off a node; it is the node's name, as a rule
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def token_secret_name(run: str) -> str:
@@ -77,8 +81,8 @@ def service(seen: Observation) -> JsonObject:
     }
 
 
-def worker(spec: Spec, seen: Observation, index: int, attempt: int) -> JsonObject:
-    """The pod of one worker: the user's template, its trainer's command put under mend's agent."""
+def worker(spec: Spec, seen: Observation, index: int, attempt: int, avoid: Sequence[str] = ()) -> JsonObject:
+    """The pod of one worker: the user's template, its command put under mend's agent, off the nodes to `avoid`."""
     template = copy.deepcopy(spec.workers.template)
     pod_spec: JsonObject = template.get("spec") or {}
     meta = _metadata(seen, worker_name(seen.name, index, attempt))
@@ -97,9 +101,21 @@ def worker(spec: Spec, seen: Observation, index: int, attempt: int) -> JsonObjec
     pod_spec["hostname"] = meta["name"]
     if spec.priority_class_name:
         pod_spec["priorityClassName"] = spec.priority_class_name
+    if avoid:
+        pod_spec["affinity"] = _away_from(avoid, pod_spec.get("affinity") or {})
+        meta["annotations"] = {**meta.get("annotations", {}), ANNOTATION_AVOIDS: ",".join(avoid)}
     trainer = next(each for each in pod_spec["containers"] if each.get("name") == TRAINER_CONTAINER)
     _put_under_agent(trainer, spec, seen, index, int(pod_spec["terminationGracePeriodSeconds"]))
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": pod_spec}
+
+
+def _away_from(nodes: Sequence[str], affinity: JsonObject) -> JsonObject:
+    """The template's affinity, with every way to satisfy it barred for these nodes: its terms are alternatives."""
+    expression = {"key": HOSTNAME, "operator": "NotIn", "values": list(nodes)}
+    node_affinity = affinity.get("nodeAffinity") or {}
+    terms = (node_affinity.get(REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
+    barred = [{**term, "matchExpressions": [*(term.get("matchExpressions") or []), expression]} for term in terms]
+    return {**affinity, "nodeAffinity": {**node_affinity, REQUIRED: {"nodeSelectorTerms": barred}}}
 
 
 def _put_under_agent(trainer: JsonObject, spec: Spec, seen: Observation, index: int, grace_seconds: int) -> None:

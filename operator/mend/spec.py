@@ -11,6 +11,7 @@ import msgspec
 
 from mend.fields import Fields, parse_duration
 from mend.protocol import AGENT_PORT, CONTROLLER_NAME, TRAINER_CONTAINER, CheckpointPlan
+from mend.ruleset import Rule, parse_rules
 
 # Digits are counted: int() raises on absurd numbers.
 _STEPS = re.compile(r"([1-9][0-9]{0,8}) steps?")
@@ -22,6 +23,7 @@ _CONTROLLER = re.compile(r"[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_REPLICAS = 4096
 MAX_RANKS_PER_WORKER = 64
 MAX_RANKS = 65536
+MAX_SPARES = 64
 
 
 class InvalidSpec(ValueError):
@@ -37,12 +39,21 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Workers(_Facts, frozen=True, kw_only=True):
-    """The gang: `replicas` pods of `ranks_per_worker` ranks; it may shrink to `min_replicas` when nodes are short."""
+    """The gang: `replicas` pods of `ranks_per_worker` ranks; it may shrink to `min_replicas` when nodes are short.
+
+    Beside them `spares` more are kept that hold no ranks until one of the others is gone.
+    """
 
     replicas: int
     min_replicas: int
     ranks_per_worker: int
     template: dict[str, Any]
+    spares: int = 0
+
+    @property
+    def pods(self) -> int:
+        """How many pods the run has: those of the gang and the spares."""
+        return self.replicas + self.spares
 
 
 class Checkpointing(_Facts, frozen=True, kw_only=True):
@@ -110,6 +121,23 @@ class FirstTier(StrEnum):
     REPLACE_WORKER = "replace-worker"
 
 
+class NodeStrikes(_Facts, frozen=True, kw_only=True):
+    """From how many strikes on a node is kept away from, and how long a strike of this run counts."""
+
+    limit: int = 2
+    expire_after_seconds: float = 86400.0
+
+
+class NodeChecks(StrEnum):
+    """When machines are checked before an attempt is launched on them."""
+
+    NEVER = "Never"
+    SUSPECTS = (
+        "Suspects"  # when a verdict that was not certain names a worker again, or nobody was named twice in a row
+    )
+    ALWAYS = "Always"  # in every recovery
+
+
 class Recovery(_Facts, frozen=True, kw_only=True):
     """How the run may be brought back."""
 
@@ -117,6 +145,9 @@ class Recovery(_Facts, frozen=True, kw_only=True):
     first_tier: FirstTier = FirstTier.REJOIN
     roll_back_on_divergence: bool
     shrink_after_seconds: float
+    node_strikes: NodeStrikes = NodeStrikes()
+    node_check: NodeChecks = NodeChecks.SUSPECTS
+    rules: tuple[Rule, ...] = ()
 
 
 class Spec(_Facts, frozen=True, kw_only=True):
@@ -168,6 +199,7 @@ def _workers(fields: Fields) -> Workers:
     if replicas * ranks_per_worker > MAX_RANKS:
         remedy = "lower it or ranksPerWorker"
         fields.problem("replicas", replicas, f"at most {MAX_RANKS} ranks, replicas x ranksPerWorker", remedy)
+    spares = fields.integer("spares", default=0, at_least=0, at_most=MAX_SPARES)
     template = fields.mapping("template")
     if template is not None:
         _check_template(template, fields)
@@ -177,6 +209,7 @@ def _workers(fields: Fields) -> Workers:
         min_replicas=minimum,
         ranks_per_worker=ranks_per_worker,
         template=template or {},
+        spares=spares,
     )
 
 
@@ -312,7 +345,7 @@ def _health(fields: Fields) -> Health:
 
 
 def _recovery(fields: Fields) -> Recovery:
-    budgets = fields.child("budgets")
+    budgets, strikes = fields.child("budgets"), fields.child("nodeStrikes")
     recovery = Recovery(
         budgets=Budgets(
             user=budgets.integer("user", default=3, at_least=0),
@@ -324,7 +357,14 @@ def _recovery(fields: Fields) -> Recovery:
         first_tier=FirstTier(fields.choice("firstTier", FirstTier.REJOIN, tuple(FirstTier))),
         roll_back_on_divergence=fields.boolean("rollBackOnDivergence", False),
         shrink_after_seconds=fields.seconds("shrinkAfter", "5m"),
+        node_strikes=NodeStrikes(
+            limit=strikes.integer("limit", default=2, at_least=1),
+            expire_after_seconds=strikes.seconds("expireAfter", "24h"),
+        ),
+        node_check=NodeChecks(fields.choice("nodeCheck", NodeChecks.SUSPECTS, tuple(NodeChecks))),
+        rules=parse_rules(fields),
     )
     budgets.done()
+    strikes.done()
     fields.done()
     return recovery

@@ -2,54 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Tier
+from mend import machines, strikes
+from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Strike, Tier
 from mend.presence import ENDED, workers_of
 from mend.restore import candidates
+from mend.ruleset import Rule, RuleAction
 from mend.spec import FirstTier, Spec
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
 
 
-def choose(
-    spec: Spec, seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], now: float
-) -> tuple[Tier, str]:
-    """The tier and why; `earlier` are the incidents before this one, oldest first.
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An incident to choose a tier for."""
 
-    Giving up early when trying again cannot help is kindness: the traceback is all there is.
-    """
-    if why := _why_give_up(spec, seen, incident, earlier, now):
-        return Tier.GIVE_UP, why
-    if incident.kind is IncidentKind.DIVERGED:
-        return Tier.ROLL_BACK, "the newest checkpoint may already hold what made the loss diverge"
-    if incident.workers:
-        return Tier.REPLACE_WORKER, "its pod is gone or going"
-    first = spec.recovery.first_tier
-    has_failed = open_in_a_row(earlier) > 0
-    if first is FirstTier.REJOIN and not has_failed and to_keep(spec, seen, incident):
-        return Tier.REJOIN, "the other ranks can go on in their processes"
-    in_place = incident.failure is FailureClass.USER or incident.of_the_store or incident.kind is IncidentKind.CORRUPT
-    if first is FirstTier.REPLACE_WORKER and not in_place:
-        return Tier.REPLACE_WORKER, "spec.recovery.firstTier"
-    is_worth_another = has_failed and earlier[-1].tier is not Tier.REJOIN and not in_place
-    if is_worth_another:  # another machine would mend neither the code nor the checkpoints
-        why = "the recovery before has just failed"
-        unknown = not workers_of(spec, seen, incident.verdict.ranks)
-        return Tier.REPLACE_WORKER, f"{why}, and nobody is to blame: all pods are made anew" if unknown else why
-    return Tier.RESTART_RANKS, "all workers are there"
+    spec: Spec
+    seen: Observation
+    incident: Incident
+    earlier: Sequence[IncidentRecord]  # the incidents before this one, oldest first
+    now: float
+    rule: Rule | None = None  # the user's, that the incident answers to
+    given: Sequence[Strike] = ()  # the strikes that it gives
+
+    @property
+    def failed(self) -> Tier | None:
+        """The tier that has just been tried: the run is not yet back from the incident before."""
+        return (self.earlier[-1].tier or Tier.RESTART_RANKS) if open_in_a_row(self.earlier) else None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether another machine would mend nothing: neither the code nor the store and its checkpoints."""
+        incident = self.incident
+        is_of_checkpoints = incident.of_the_store or incident.kind is IncidentKind.CORRUPT
+        return is_of_checkpoints or incident.failure is FailureClass.USER
+
+
+def choose(
+    spec: Spec,
+    seen: Observation,
+    incident: Incident,
+    earlier: Sequence[IncidentRecord],
+    now: float,
+    rule: Rule | None = None,
+    given: Sequence[Strike] = (),
+) -> tuple[Tier, str]:
+    """The tier and why: what the first row of the table that has something to say gives."""
+    case = Case(spec, seen, incident, earlier, now, rule, given)
+    for tier, says in TABLE:
+        if why := says(case):
+            return tier, why
+    raise AssertionError("the last row always says something")
+
+
+def _gives_up(case: Case) -> str:
+    """Early, when trying again cannot help: that is kindness, the traceback is all there is."""
+    return _why_give_up(case.spec, case.seen, case.incident, case.earlier, case.now, case.rule)
+
+
+def _has_diverged(case: Case) -> str:
+    diverged = case.incident.kind is IncidentKind.DIVERGED
+    return "the newest checkpoint may already hold what made the loss diverge" if diverged else ""
+
+
+def _is_struck_enough(case: Case) -> str:
+    return _why_exclude(case.spec, case.seen, case.given, case.now)
+
+
+def _is_gone(case: Case) -> str:
+    return "its pod is gone or going" if case.incident.workers else ""
+
+
+def _is_struck(case: Case) -> str:
+    return f"{case.given[0].node} may be to blame, a strike is put against it" if case.given else ""
+
+
+def _is_ruled(*actions: RuleAction) -> Callable[[Case], str]:
+    return lambda case: "as the rule says" if case.rule is not None and case.rule.action in actions else ""
+
+
+def _is_checked(case: Case) -> str:
+    check = machines.check_due(case.spec, case.seen, case.incident, case.earlier, case.now)
+    is_alone = case.failed is None and case.spec.recovery.first_tier is not FirstTier.REPLACE_WORKER
+    return f"machines are checked while no ranks run: {check.why}" if check is not None and is_alone else ""
+
+
+def _can_rejoin(case: Case) -> str:
+    is_first = case.spec.recovery.first_tier is FirstTier.REJOIN and case.failed is None
+    can = is_first and to_keep(case.spec, case.seen, case.incident)
+    return "the other ranks can go on in their processes" if can else ""
+
+
+def _is_first(case: Case) -> str:
+    is_asked_for = case.spec.recovery.first_tier is FirstTier.REPLACE_WORKER and not case.is_in_place
+    return "spec.recovery.firstTier" if is_asked_for else ""
+
+
+def _has_failed_before(case: Case) -> str:
+    if case.failed in (None, Tier.REJOIN) or case.is_in_place:
+        return ""
+    unknown = not workers_of(case.spec, case.seen, case.incident.verdict.ranks)
+    why = "the recovery before has just failed"
+    return f"{why}, and nobody is to blame: all pods are made anew" if unknown else why
+
+
+def _otherwise(case: Case) -> str:
+    return "all workers are there"
+
+
+# The rows are asked in turn.
+TABLE: tuple[tuple[Tier, Callable[[Case], str]], ...] = (
+    (Tier.GIVE_UP, _gives_up),
+    (Tier.ROLL_BACK, _has_diverged),
+    (Tier.EXCLUDE_NODE, _is_struck_enough),
+    (Tier.REPLACE_WORKER, _is_gone),
+    (Tier.REPLACE_WORKER, _is_struck),
+    (Tier.RESTART_RANKS, _is_ruled(RuleAction.RESTART)),
+    (Tier.REPLACE_WORKER, _is_ruled(RuleAction.REPLACE_WORKER, RuleAction.EXCLUDE_NODE)),
+    (Tier.RESTART_RANKS, _is_checked),
+    (Tier.REJOIN, _can_rejoin),
+    (Tier.REPLACE_WORKER, _is_first),
+    (Tier.REPLACE_WORKER, _has_failed_before),
+    (Tier.RESTART_RANKS, _otherwise),
+)
+
+
+def _why_exclude(spec: Spec, seen: Observation, given: Sequence[Strike], now: float) -> str:
+    """Why a node is to be kept away from once it has these strikes; "" if none is."""
+    limit, book = spec.recovery.node_strikes.limit, strikes.merged(machines.book(seen), given)
+    for node in dict.fromkeys(each.node for each in given):
+        if strikes.is_excluded(book, node, limit, now):
+            against = strikes.counting(book, node, now)
+            if decisive := next((each.reason for each in against if each.decisive), ""):
+                return f"{node}: {decisive}"
+            return f"{node} has {len(against)} strikes of {limit}"
+    return ""
 
 
 def _why_give_up(
-    spec: Spec, seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], now: float
+    spec: Spec,
+    seen: Observation,
+    incident: Incident,
+    earlier: Sequence[IncidentRecord],
+    now: float,
+    rule: Rule | None,
 ) -> str:
-    if incident.fatal:
-        return "trying again cannot help"
-    if _has_come_again(spec, incident, earlier, now):
-        return f"the same failure twice ({incident.fingerprint})"
+    if rule is not None and rule.action is RuleAction.FAIL_RUN:
+        return "as the rule says"
+    if rule is None:  # whoever wrote a rule knows better what can help
+        if incident.fatal:
+            return "trying again cannot help"
+        if _has_come_again(spec, incident, earlier, now):
+            return f"the same failure twice ({incident.fingerprint})"
     budget = budget_of(spec, incident.failure)
-    if len(spent_within(spec, seen.status, incident.failure, now)) >= budget:
+    if draws(rule) and len(spent_within(spec, seen.status, incident.failure, now)) >= budget:
         remedy = f"raise spec.recovery.budgets.{incident.failure}"
         return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
     left = candidates(seen.uid, seen.status, seen.store.checkpoints)
@@ -77,6 +186,11 @@ def to_keep(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...
         return ()
     others = [rank for rank in seen.ranks if rank.rank not in incident.verdict.ranks]
     return tuple(rank.rank for rank in others) if all(rank.can_rejoin for rank in others) else ()
+
+
+def draws(rule: Rule | None) -> bool:
+    """Whether the recovery is paid from a budget."""
+    return rule is None or rule.action is not RuleAction.IGNORE
 
 
 def to_replace(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mend.assembling import assemble, missing_objects, removals, runs_ranks
+from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.model import (
@@ -21,6 +21,7 @@ from mend.noted import newly_slow, with_health, with_progress, with_suspects, wi
 from mend.presence import gone, is_ready
 from mend.records import closed
 from mend.restore import expendable
+from mend.seats import seats
 from mend.spec import Spec
 from mend.story import start
 from mend.transitions import next_attempt
@@ -33,12 +34,16 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
     """The gang is complete and nothing is wrong."""
     before = seen.status
     status = with_suspects(spec, with_workers(spec, before, seen, now), seen, now)
-    actions: list[AnyAction] = [*missing_objects(spec, seen), *removals(spec, seen, now)]
+    actions: list[AnyAction] = [
+        *missing_objects(spec, seen, now),
+        *removals(spec, seen, now),
+        *strikes_to_tell(seen, now),
+    ]
     if before.phase is not RunPhase.RUNNING and _has_stepped(spec, seen):
         status = _back(status, seen, now)
         actions.append(EmitEvent(type="Normal", reason="Training", message=_said_on_start(status)))
     if status.phase is RunPhase.RUNNING:
-        if why := _wants_other_size(spec, seen):
+        if why := _wants_other_size(spec, seen, now):
             return _resize(spec, replace(seen, status=status), why, now)
         old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
         if old and not seen.store.problem:
@@ -77,15 +82,17 @@ def _said_on_start(status: RunStatus) -> str:
 
 
 # ---------------------------------------------------------------- another size
-def _wants_other_size(spec: Spec, seen: Observation) -> str:
+def _wants_other_size(spec: Spec, seen: Observation, now: float) -> str:
     """Why the gang should be relaunched with other workers; "" if not."""
     present = seen.status.participants
     if seen.store.problem or any(each.reason == "SaveFailed" for each in seen.status.conditions):
         return ""  # what cannot be saved would be lost
-    if any(worker >= spec.workers.replicas for worker in present):
-        return f"spec.workers.replicas is now {spec.workers.replicas}"
-    joined = [worker for worker in range(spec.workers.replicas) if worker not in present]
-    if joined and all(is_ready(spec, seen, worker) for worker in range(spec.workers.replicas)):
+    wanted = spec.workers
+    if len(present) > wanted.replicas or any(worker >= wanted.pods for worker in present):
+        return f"spec.workers is now {wanted.replicas} replicas and {wanted.spares} spares"
+    seated = seats(spec, seen, now)
+    joined = [worker for worker in seated if worker not in present]
+    if len(present) < wanted.replicas and all(is_ready(spec, seen, worker) for worker in seated):
         return f"workers {', '.join(map(str, joined))} are there"
     return ""
 

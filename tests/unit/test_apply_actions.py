@@ -15,6 +15,7 @@ from mend.kube.errors import Forbidden
 from mend.kube.events import Regarding
 from mend.model import CreateService, CreateToken, Observation, RunStatus, SendStop
 from mend.protocol import Ack, Order, Stop
+from mend.strikebook import StrikeBook
 
 SEEN = Observation(name="clio", namespace="default", uid="uid", generation=1, created_at=0.0, status=RunStatus())
 STOP = SendStop(worker=0, pod_uid="pod", attempt=1, reason="rank 1 was killed")
@@ -62,7 +63,9 @@ class Scene:
     def __init__(self, *, leads: bool = True) -> None:
         self.api, self.agents, self.recorder = Api(), Agents(), Recorder()
         fence = Fence(1, 10.0 if leads else 0.0, lambda: 5.0)
-        parts: tuple[Any, ...] = (self.api, self.agents, self.recorder, fence)
+        api: Any = self.api
+        book = StrikeBook(api, "mend-system", lambda: 0.0, on_change=lambda: None)
+        parts: tuple[Any, ...] = (self.api, self.agents, self.recorder, fence, book)
         keep = prune = lambda *_: None
         self.applier = Applier(*parts, prune=prune, keep=keep, wake=lambda run: None)
 

@@ -190,12 +190,13 @@ def test_the_command_line_knows_every_flag_that_the_deployment_gives() -> None:
     assert options["namespace"] == "ml"
 
 
-def test_the_lease_that_may_be_changed_is_the_one_that_is_used() -> None:
-    """The role names the leader's Lease; another name could be neither read nor renewed."""
+def test_what_may_be_changed_by_name_is_what_is_used() -> None:
+    """The role names the leader's Lease and the book of strikes; others could be neither read nor written."""
     from mend.cli import LEASE_NAME
+    from mend.strikebook import BOOK_NAME
 
-    (named,) = [rule["resourceNames"] for rule in rules() if "resourceNames" in rule]
-    assert named == [LEASE_NAME]
+    named = {rule["resources"][0]: rule["resourceNames"] for rule in rules() if "resourceNames" in rule}
+    assert named == {"leases": [LEASE_NAME], "configmaps": [BOOK_NAME]}
 
 
 def test_labels_select_the_pods_they_are_meant_to() -> None:

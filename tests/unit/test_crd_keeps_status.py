@@ -17,9 +17,11 @@ from mend.model import (
     IncidentRecord,
     Ledger,
     LimitInForce,
+    NodeCheck,
     RunPhase,
     RunStatus,
     Straggler,
+    Strike,
     Tier,
     WorkerCounts,
 )
@@ -56,6 +58,20 @@ FULL = RunStatus(
     saving_until=1_000_020.5,
     lineage=(Ancestor(attempt=1, step=50, uid="uid-0"), Ancestor(attempt=3, step=110)),
     participants=(0, 1),
+    places=(0, 2),
+    check=NodeCheck(why="again", suspects=(1,), asked=(0, 1), round=2, doubted=(1,), until=1_000_020.5),
+    strikes=(
+        Strike(
+            id="uid/1/n1",
+            node="n1",
+            run="default/clio",
+            reason="node n1 is not ready",
+            struck_at=1_000_001.5,
+            expires_at=1_086_401.5,
+            decisive=True,
+            lifted=True,
+        ),
+    ),
     restore=(CheckpointRef(uri="s3://b/x/step-110", step=110, attempt=3),),
     keep=(0, 1, 3),
     restored_step=110,
@@ -73,7 +89,7 @@ FULL = RunStatus(
     incidents=(INCIDENT,),
     spent={FailureClass.HANG: (1_000_001.5,)},
     replacing=("uid-1",),
-    workers=WorkerCounts(desired=2, ready=1, participating=2),
+    workers=WorkerCounts(desired=2, ready=1, participating=2, spares=1),
     ledger=Ledger(productive=900.0, lost=10.0, goodput=0.9),
     limits=(
         LimitInForce(

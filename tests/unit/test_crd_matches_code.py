@@ -32,14 +32,14 @@ class Recorder(dict[str, Any]):
 
 
 def recording(raw: dict[str, Any], path: str, asked: set[str]) -> Recorder:
-    """A spec all of whose objects, but for the pod template, record."""
-    inner = {
-        name: recording(value, f"{path}{name}.", asked)
-        if isinstance(value, dict) and f"{path}{name}" != TEMPLATE
-        else value
-        for name, value in raw.items()
-    }
-    return Recorder(inner, path, asked)
+    """A spec all of whose objects, also those in lists, but for the pod template, record."""
+
+    def inner(value: Any, where: str) -> Any:
+        if isinstance(value, list):
+            return [inner(each, f"{where}[]") for each in value]
+        return recording(value, f"{where}.", asked) if isinstance(value, dict) and where != TEMPLATE else value
+
+    return Recorder({name: inner(value, f"{path}{name}") for name, value in raw.items()}, path, asked)
 
 
 def spec_properties() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,9 +49,24 @@ def spec_properties() -> Iterator[tuple[str, dict[str, Any]]]:
             yield path[1:], below
 
 
+A_RULE = {
+    "name": "broken disk",
+    "action": "ExcludeNode",
+    "onNodeConditions": [{"type": "ReadonlyFilesystem"}],
+    "onExitCodes": {"operator": "In", "values": [3]},
+}
+
+
+def with_a_rule() -> dict[str, Any]:
+    """The sample with a rule, so that fields of lists are there to be asked for."""
+    run = sample()
+    run["spec"]["recovery"] = {"rules": [A_RULE]}
+    return run
+
+
 def admitted() -> dict[str, Any]:
-    """The sample's spec as the API server stores it: with every default of the CRD."""
-    stored, unknown = Schema(schema()).admit(sample())
+    """That sample's spec as the API server stores it: with every default of the CRD."""
+    stored, unknown = Schema(schema()).admit(with_a_rule())
     assert unknown == []
     spec: dict[str, Any] = stored["spec"]
     return spec
@@ -66,18 +81,22 @@ def test_the_parser_asks_for_the_fields_of_the_crd_and_no_others() -> None:
 
 def test_defaults_of_crd_and_parser_are_equal() -> None:
     """What kubectl shows as default is what mend does when the field is missing."""
-    assert parse_spec(admitted()) == parse_spec(sample()["spec"])
+    assert parse_spec(admitted()) == parse_spec(with_a_rule()["spec"])
 
 
 def test_a_field_without_default_in_the_crd_is_required_or_has_none_in_the_parser() -> None:
-    """No default hides in the code: what it fills in, the CRD shows (minReplicas follows replicas)."""
+    """No default hides in the code: what it fills in, the CRD shows (minReplicas follows replicas).
+
+    A list that is absent is an empty one; the fields of its items are compared where the sample has some.
+    """
     spec = parse_spec(sample()["spec"])
     silent = [
         path
         for path, below in spec_properties()
         if below["type"] != "object" and "default" not in below and path.rsplit(".", 1)[-1] not in required_names()
+        if "[]" not in path
     ]
-    hidden = {path: value_at(spec, path) for path in silent if value_at(spec, path) is not None}
+    hidden = {path: value_at(spec, path) for path in silent if value_at(spec, path) not in (None, ())}
     assert hidden == {"workers.minReplicas": spec.workers.replicas}
 
 

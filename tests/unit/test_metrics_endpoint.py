@@ -30,6 +30,7 @@ async def an_endpoint(token: str = "s3cret", ready: list[str] | None = None) -> 
     metrics.record(seen, status, now=99.0)
     metrics.follow_watch("pods", lambda: WatchFigures(silent_seconds=1.5, relists=2, errors=3))
     metrics.follow_queue(lambda: 4)
+    metrics.follow_strikes(lambda: {"node-1": 2})
     metrics.looked(0.02, waited_seconds=0.001)
     metrics.looked(0.02, waited_seconds=0.001, error=TimeoutError("slow"))
 
@@ -67,6 +68,7 @@ async def test_a_scrape_gives_the_runs_and_the_controllers_own_health() -> None:
     assert samples["mend_reconcile_errors_total", "TimeoutError"] == 1
     assert samples["mend_watch_age_seconds", "pods"] == 1.5
     assert samples["mend_watch_relists_total", "pods"] == 2
+    assert samples["mend_node_strikes", "node-1"] == 2
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/runs/clio", "/nothing-here"])

@@ -1,0 +1,139 @@
+"""Pure: the check of machines between two attempts: who is asked, how long it may take, and who is found wanting.
+
+A machine is compared with the others of the gang, never with fixed figures: it is bad if it does less than half of what
+the middle one of its peers does, if its numbers are wrong, or if the check dies or hangs there and not everywhere; and
+only if a second round finds so too: a neighbour may have been busy during the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from msgspec.structs import replace
+
+from mend import machines, strikes
+from mend.model import MAX_STRIKES, Decision, EmitEvent, NodeCheck, Observation, RunStatus, SendCheck
+from mend.protocol import Checked
+from mend.seats import seats
+from mend.spec import Spec
+from mend.transitions import with_actions
+
+CHECK_SECONDS = 20.0  # at the most; measuring takes 3 of them, importing torch the rest where a machine is slow
+ANSWER_SECONDS = 3.0  # on top: the order, the answer, and a controller that is busy
+LOOK_SECONDS = 1.0
+BAD_SHARE = 0.5  # of what its peers do
+ROUNDS = 2
+MAX_PEERS = 8  # who are measured beside the suspects: the middle of eight is as good as that of a thousand
+
+
+def check_machines(spec: Spec, seen: Observation, now: float) -> Decision | None:
+    """The check that is due is begun, waited for, and judged; None when there is none (any more). All are there."""
+    check = seen.status.check
+    if check is None:
+        return None
+    if check.until is None:
+        return _begin(spec, seen, check, now)
+    current = [each for each in seen.checks if (each.attempt, each.round) == (seen.status.attempt, check.round)]
+    answers = {each.worker: each for each in current}
+    missing = tuple(worker for worker in check.asked if worker not in answers)
+    if missing and now < check.until <= now + CHECK_SECONDS + ANSWER_SECONDS:
+        return Decision(
+            status=seen.status,
+            actions=_orders(seen, check, missing),
+            reason="machines are checked",
+            wake_after=LOOK_SECONDS,
+        )
+    bad = judge({worker: answers[worker] for worker in check.asked if worker in answers})
+    if bad and check.round < ROUNDS:
+        return _ask(seen, replace(check, round=check.round + 1, doubted=tuple(bad)), now)
+    return _judged(spec, seen, {worker: why for worker, why in bad.items() if worker in check.doubted}, now)
+
+
+def begun_anew(check: NodeCheck | None) -> NodeCheck | None:
+    """A check into which another incident fell: the machines of another attempt will have to be asked."""
+    return NodeCheck(why=check.why, suspects=check.suspects) if check is not None else None
+
+
+def _begin(spec: Spec, seen: Observation, check: NodeCheck, now: float) -> Decision:
+    seated = seats(spec, seen, now)
+    suspects = [worker for worker in seated if worker in check.suspects or not check.suspects]
+    peers = [worker for worker in seated if worker not in suspects]
+    event = EmitEvent(type="Normal", reason="CheckingNodes", message=f"machines are checked: {check.why}")
+    return with_actions(_ask(seen, replace(check, asked=tuple(sorted((*suspects, *peers[:MAX_PEERS])))), now), event)
+
+
+def _ask(seen: Observation, check: NodeCheck, now: float) -> Decision:
+    check = replace(check, until=now + CHECK_SECONDS + ANSWER_SECONDS)
+    return Decision(
+        status=replace(seen.status, check=check),
+        actions=_orders(seen, check, check.asked),
+        reason="machines are checked",
+        wake_after=LOOK_SECONDS,
+    )
+
+
+def _orders(seen: Observation, check: NodeCheck, workers: Sequence[int]) -> tuple[SendCheck, ...]:
+    """Orders to measure; repeated to who has not answered, which begins no second check."""
+    return tuple(
+        SendCheck(
+            worker=worker,
+            pod_uid=agent.pod_uid,
+            attempt=seen.status.attempt,
+            round=check.round,
+            seconds=CHECK_SECONDS,
+        )
+        for worker in workers
+        if (agent := seen.agent_of(worker)) is not None and agent.connected
+    )
+
+
+# ---------------------------------------------------------------- the verdict
+def judge(answers: dict[int, Checked]) -> dict[int, str]:
+    """The workers whose machines are bad, and why. Who has not answered is not judged: silence has other judges."""
+    failed = {worker: f"the check {told.problem}" for worker, told in answers.items() if told.problem}
+    if len(failed) == len(answers):
+        return {}  # it fails everywhere: then it is not the machine
+    slow = {worker: why for worker in answers if worker not in failed and (why := _why_slow(worker, answers))}
+    return {**failed, **slow}
+
+
+def _why_slow(worker: int, answers: dict[int, Checked]) -> str:
+    """The first figure of which it has too little; none where it has no peers that measured the same."""
+    for name, figure in answers[worker].figures.items():
+        peers = [told.figures[name] for other, told in answers.items() if other != worker and name in told.figures]
+        if peers and figure < BAD_SHARE * median(peers):
+            return f"{name} {figure / median(peers):.2f}x of its peers"
+    return ""
+
+
+def _judged(spec: Spec, seen: Observation, bad: dict[int, str], now: float) -> Decision:
+    """What was found enters the incident; bad machines get a strike, and their workers new pods."""
+    found = tuple(f"node check: worker {worker}: {why}" for worker, why in sorted(bad.items()))
+    reasons = found or ("node check: no machine is much worse than its peers",)
+    status = _with_reasons(seen.status, reasons)
+    number = status.open_incident.id if status.open_incident is not None else 0
+    given = [
+        machines.strike(spec, seen, node, f"node check: {bad[worker]}", number, now, decisive=True)
+        for worker in sorted(bad)
+        for node in machines.nodes_of(seen, (worker,))
+    ]
+    going = tuple(pod.uid for pod in seen.pods if pod.index in bad)
+    status = replace(
+        status,
+        check=None,
+        strikes=strikes.merged(status.strikes, given)[-MAX_STRIKES:],
+        replacing=tuple(dict.fromkeys((*status.replacing, *going))),
+    )
+    kind, word = ("Warning", "NodeCheckFailed") if bad else ("Normal", "NodesChecked")
+    event = EmitEvent(type=kind, reason=word, message="; ".join(reasons))
+    return Decision(status=status, actions=(event,), reason="machines were checked", wake_after=0.0)
+
+
+def _with_reasons(status: RunStatus, reasons: tuple[str, ...]) -> RunStatus:
+    """The status with these sentences added to the incident that the run is not yet back from."""
+    record = status.open_incident
+    if record is None:
+        return status
+    told = replace(record, reasons=(*record.reasons, *reasons))
+    return replace(status, incidents=tuple(told if each.id == record.id else each for each in status.incidents))
