@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from mend import protocol
-from mend.protocol import Ack, Evidence, Gather, Heartbeat, Launch, Order, Points
+from mend.protocol import Ack, Checked, Evidence, Gather, Heartbeat, Launch, Order, Points
 from mend_trainer.procfs import descendants
 
 TOKEN = "token-of-the-run"
@@ -106,10 +106,12 @@ class AgentClient:
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._follow())
 
-    async def order(self, order: Order) -> tuple[int, Ack | Evidence]:
+    async def order(self, order: Order) -> tuple[int, Ack | Evidence | Checked]:
         """HTTP status and answer."""
         async with self._session.post(self.agent.url + protocol.ORDERS_PATH, data=protocol.encode(order)) as answer:
             body = await answer.read()
+            if b'"type":"checked"' in body:
+                return answer.status, protocol.decode_checked(body)
             gathered = isinstance(order, Gather) and b'"type":"evidence"' in body
             return answer.status, protocol.decode_evidence(body) if gathered else protocol.decode_ack(body)
 

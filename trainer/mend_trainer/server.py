@@ -16,6 +16,7 @@ from mend.protocol import (
     ORDERS_PATH,
     STREAM_PATH,
     Ack,
+    Checked,
     Evidence,
     Points,
     decode_order,
@@ -99,7 +100,7 @@ async def _wait(ear: asyncio.Event, seconds: float) -> None:
         pass
 
 
-def _json(message: Ack | Evidence, status: int = 200) -> web.Response:
+def _json(message: Ack | Evidence | Checked, status: int = 200) -> web.Response:
     return web.Response(body=encode(message), status=status, content_type="application/json")
 
 

@@ -14,6 +14,8 @@ from mend.protocol import (
     ENV_TOKEN,
     Ack,
     AgentState,
+    Check,
+    Checked,
     Evidence,
     ExitCode,
     Gather,
@@ -24,6 +26,7 @@ from mend.protocol import (
     Stop,
 )
 from mend_trainer.bell import Bell
+from mend_trainer.checking import check
 from mend_trainer.command import understand
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
@@ -57,6 +60,7 @@ class Supervisor:
         self._id = uuid.uuid4().hex
         self._sequence = 0
         self._gang: Gang | None = None
+        self._checking: asyncio.Task[Checked] | None = None
         self._ended: list[Gang] = []  # replaced by a newer attempt, some of their ranks still dying
         self._fence = 0  # attempts up to this one were stopped and never start again
         self._terminating = False
@@ -134,7 +138,7 @@ class Supervisor:
         self.bell.ring()
 
     # ------------------------------------------------------------ obeying
-    async def obey(self, order: Order) -> Ack | Evidence:
+    async def obey(self, order: Order) -> Ack | Evidence | Checked:
         """Carry out an order that is not of an older attempt."""
         match order:
             case Launch():
@@ -145,6 +149,8 @@ class Supervisor:
                 return self._stop(order)
             case SaveNow():
                 return self._save_now(order)
+            case Check():
+                return await self._check(order)
 
     def _launch(self, order: Launch) -> Ack:
         if self._gang is not None and order.attempt == self.attempt:
@@ -182,6 +188,17 @@ class Supervisor:
         await self._end(gang, order.grace_seconds)
         if order.exit:
             self._leave(order.exit_code)
+
+    async def _check(self, order: Check) -> Ack | Checked:
+        """Measure the machine; whoever asks for the same meanwhile gets the same answer."""
+        if self._terminating or self.is_over:
+            return self._refuse("this worker is terminating")
+        if any(gang.alive for gang in (*self._ended, *([self._gang] if self._gang else []))):
+            return self._refuse("ranks are running here")
+        if self._checking is None or self._checking.done():
+            work = check(order, self._settings.worker, self._tools.environment, self._reaper)
+            self._checking = asyncio.get_running_loop().create_task(work)
+        return await asyncio.shield(self._checking)
 
     def _save_now(self, order: SaveNow) -> Ack:
         if self._gang is None or order.attempt != self.attempt or not self._gang.alive:
