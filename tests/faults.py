@@ -35,6 +35,7 @@ class Fault:
 
 RANK_FAULTS = ("kill", "raise", "stop", "stuck", "skipping", "saving")
 WORKER_FAULTS = ("lose node", "kill agent", "freeze agent", "preempt", "cut")
+NODE_FAULTS = ("ill node", "harm a spare")
 SHARED_FAULTS = ("network", "spoil", "outage", "cut all")
 MACHINERY_FAULTS = (
     "controller dies",
@@ -49,7 +50,7 @@ MACHINERY_FAULTS = (
     "clock ahead",
 )
 EDITS = ("suspend", "scale", "wipe status")
-EVERYTHING = (*RANK_FAULTS, *WORKER_FAULTS, *SHARED_FAULTS, *MACHINERY_FAULTS, *EDITS)
+EVERYTHING = (*RANK_FAULTS, *WORKER_FAULTS, *NODE_FAULTS, *SHARED_FAULTS, *MACHINERY_FAULTS, *EDITS)
 
 
 def schedules(kinds: tuple[str, ...] = EVERYTHING, most: int = 7) -> st.SearchStrategy[list[Fault]]:
@@ -104,6 +105,10 @@ class Rehearsal:
                 world.freeze_agent(worker)
             case "preempt":
                 world.preempt(worker, grace_seconds=min(fault.seconds, 12.0))
+            case "ill node":
+                world.make_node_ill(worker, "condition KernelDeadlock")
+            case "harm a spare":
+                world.kill_agent(world.spec.workers.replicas + who % (world.spec.workers.spares or 1))
             case "cut":
                 world.cut_streams(fault.seconds, worker)
             case "cut all":
@@ -164,6 +169,8 @@ def broken_promises(world: World) -> list[str]:
         *(f"pruned although it may be needed: {each}" for each in world.pruned_wrongly),
         *_launches_were_repeated_alike(world),
         *_nobody_healthy_was_blamed(world),
+        *_no_healthy_node_was_struck(world),
+        *_every_place_was_held_by_one(world),
     ]
 
 
@@ -207,3 +214,24 @@ def _nobody_healthy_was_blamed(world: World) -> list[str]:
         for each in world.status.incidents
         if not all(world.is_guilty(each.attempt, rank) for rank in each.culprit_ranks)
     ]
+
+
+def _no_healthy_node_was_struck(world: World) -> list[str]:
+    return [
+        f"{each.node} was struck, where nothing was ever harmed: {each.reason}"
+        for each in (*world.book, *world.status.strikes)
+        if each.node not in world.harmed_nodes
+    ]
+
+
+def _every_place_was_held_by_one(world: World) -> list[str]:
+    """In each attempt as many workers as the gang has places, each with ranks of its own."""
+    if world.wiped:  # an attempt that nobody had heard of yet may be handed out again
+        return []
+    found = []
+    for attempt, launches in world.launches.items():
+        held = {worker: launch.first_rank for worker, launch in launches}
+        twice = len(held) != len(set(held.values())) or len(held) < len({(w, la.first_rank) for w, la in launches})
+        if twice or any(launch.workers < len(held) for _, launch in launches):
+            found.append(f"attempt {attempt} gave places twice: {sorted(held.items())}")
+    return found

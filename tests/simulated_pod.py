@@ -8,6 +8,8 @@ from mend.model import PodPhase, WorkerPod
 from mend.protocol import (
     Ack,
     AgentState,
+    Check,
+    Checked,
     Evidence,
     ExitCode,
     Gather,
@@ -32,6 +34,8 @@ class Node:
     alive: bool = True
     ready: bool = True
     changes_at: float | None = None
+    memory_share: float = 1.0  # how fast its memory is, in terms of others'
+    problems: tuple[str, ...] = ()  # as those who watch machines tell the API server
 
 
 @dataclass
@@ -76,7 +80,9 @@ class Agent:
         return AgentState.FINISHED if done else AgentState.RUNNING
 
     # ------------------------------------------------------------ orders
-    def obey(self, order: Order, now: float, gangs: dict[int, Gang], new_gang: type[Gang] | object) -> Ack | Evidence:
+    def obey(
+        self, order: Order, now: float, gangs: dict[int, Gang], new_gang: type[Gang] | object
+    ) -> Ack | Evidence | Checked:
         """Carries out an order that is not stale."""
         match order:
             case Launch():
@@ -88,6 +94,10 @@ class Agent:
                     return self._refuse("no such ranks here")
                 told = tuple(self.gang.evidence(rank, now) for rank in self.ranks)
                 return Evidence(attempt=self.attempt, worker=self.worker, ranks=told)
+            case Check():
+                if self.living:
+                    return self._refuse("ranks are running here")
+                return Checked(attempt=order.attempt, worker=self.worker, round=order.round)
             case SaveNow():
                 return self._refuse("the controller never asks for this")
 
@@ -203,6 +213,8 @@ class Pod:
     grace_seconds: float = 6.0
     exit_code: int | None = None
     reason: str = ""
+    message: str = ""
+    avoids: tuple[str, ...] = ()
     removed: bool = False
 
     @property
@@ -228,9 +240,12 @@ class Pod:
             ip=f"10.0.0.{self.index}" if self.agent else "",
             node=self.node.name if self.node else "",
             node_ready=self.node.ready if self.node else True,
+            node_problems=self.node.problems if self.node else (),
+            avoids=self.avoids,
             attempt=self.attempt,
             deleting=self.deleted_at is not None,
             age_seconds=now - self.created_at,
             exit_code=self.exit_code,
             reason=self.reason,
+            message=self.message,
         )

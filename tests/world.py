@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from mend import dossier, render
+from mend import dossier, render, strikes
 from mend.crstatus import from_resource, to_resource
 from mend.decide import decide
 from mend.heard import StepSamples, is_news
@@ -28,19 +28,23 @@ from mend.model import (
     DeleteWorker,
     EmitEvent,
     KeepEvidence,
+    LiftStrikes,
     Observation,
     PodPhase,
     PruneCheckpoints,
     RunPhase,
     RunStatus,
+    SendCheck,
     SendGather,
     SendLaunch,
     SendStop,
     StoredCheckpoint,
     StoreView,
+    Strike,
+    StrikeNode,
     WorkerPod,
 )
-from mend.protocol import Evidence, Gather, Heartbeat, Launch, Order, RankExit, Stop
+from mend.protocol import Check, Checked, Evidence, Gather, Heartbeat, Launch, Order, RankExit, Stop
 from mend.spec import Spec, parse_spec
 from simulated_faults import ENDS
 from simulated_gang import Bucket, Gang, Rank, line_holds
@@ -62,6 +66,7 @@ def a_spec(
     ranks: int = 2,
     *,
     minimum: int | None = None,
+    spares: int = 0,
     health: dict[str, object] | None = None,
     **more: object,
 ) -> Spec:
@@ -73,6 +78,7 @@ def a_spec(
                 "replicas": workers,
                 "minReplicas": minimum if minimum is not None else workers,
                 "ranksPerWorker": ranks,
+                "spares": spares,
                 "template": {"spec": {"containers": [trainer]}},
             },
             "checkpoint": {"uri": "s3://bucket/clio", "interval": "10 steps", "keepLast": 2},
@@ -104,6 +110,7 @@ class Controller:
 
     streams: dict[str, Stream] = field(default_factory=dict)
     evidence: dict[int, Evidence] = field(default_factory=dict)
+    checks: dict[int, Checked] = field(default_factory=dict)
     samples: StepSamples = field(default_factory=StepSamples)
     listing: StoreView = field(default_factory=StoreView)
     found: tuple[StoredCheckpoint, ...] = ()  # by the listing under way, as of its beginning
@@ -125,7 +132,8 @@ class World:
         self.generation = 1
         self.raw_status = "{}"
         self.version = 1
-        self.nodes = [Node(f"node-{n}") for n in range(nodes or spec.workers.replicas)]
+        self.nodes = [Node(f"node-{n}") for n in range(nodes or spec.workers.pods)]
+        self.book: tuple[Strike, ...] = ()  # the strikes of all runs
         self.pods: list[Pod] = []
         self.gangs: dict[int, Gang] = {}
         self.bucket = Bucket()
@@ -137,6 +145,7 @@ class World:
         self.next_uid = 0
         self.harmed_ranks: set[tuple[int, int]] = set()  # attempt, rank
         self.harmed_pods: set[str] = set()
+        self.harmed_nodes: set[str] = set()  # where something was done to a rank or a pod
         self.seats: dict[tuple[int, int], str] = {}  # attempt, rank -> pod that it was launched in
         self.stale_pods: tuple[float, tuple[WorkerPod, ...]] | None = None
         self.cut: dict[int, float] = {}  # worker -> until when its stream is cut
@@ -239,6 +248,8 @@ class World:
         if rank is None or self.gang is None or (self.gang.finished and not self.gang.in_flight):
             return
         self.harmed_ranks.add((self.gang.attempt, number))
+        seat = self.seats.get((self.gang.attempt, number))
+        self.harmed_nodes |= {pod.node.name for pod in self.pods if pod.uid == seat and pod.node is not None}
         if how in ENDS:
             rank.end(self.now, *ENDS[how])
         else:
@@ -273,7 +284,7 @@ class World:
             pod.node.alive, pod.node.changes_at = False, self.now + NODE_NEWS_SECONDS
             for each in self.pods:
                 if each.node is pod.node:
-                    self.harmed_pods.add(each.uid)
+                    self._harm(each)
                     each.kill(self.now)
             if back_after is not None:
                 self.nodes.append(
@@ -283,23 +294,49 @@ class World:
     def kill_agent(self, worker: int) -> None:
         """PID 1 of the pod dies."""
         for pod in self._pods_of(worker):
-            self.harmed_pods.add(pod.uid)
+            self._harm(pod)
             if pod.running:
                 pod.kill(self.now)
 
     def freeze_agent(self, worker: int) -> None:
         """PID 1 of the pod is stopped; its ranks go on."""
         for pod in self._pods_of(worker):
-            self.harmed_pods.add(pod.uid)
+            self._harm(pod)
             if pod.agent is not None:
                 pod.agent.frozen = True
 
     def preempt(self, worker: int, grace_seconds: float = 6.0) -> None:
         """Somebody deletes the pod."""
         for pod in self._pods_of(worker):
-            self.harmed_pods.add(pod.uid)
+            self._harm(pod)
             self._delete_pod(pod, grace_seconds)
             self._news()
+
+    def make_node_ill(self, worker: int, problem: str) -> None:
+        """Whoever watches machines says that there is something wrong with the one under a worker."""
+        for pod in self._pods_of(worker):
+            if pod.node is not None:
+                pod.node.problems = (problem,)
+                self.harmed_nodes.add(pod.node.name)
+        self._news()
+
+    def make_nodes_well(self) -> None:
+        """Whoever watches machines has no more complaints."""
+        for node in self.nodes:
+            node.problems = ()
+        self._news()
+
+    def slow_memory(self, worker: int) -> None:
+        """The machine under a worker does a third of what the others do; nobody has noticed."""
+        for pod in self._pods_of(worker):
+            if pod.node is not None:
+                pod.node.memory_share = 0.3
+                self.harmed_nodes.add(pod.node.name)
+
+    def _harm(self, pod: Pod) -> None:
+        self.harmed_pods.add(pod.uid)
+        if pod.node is not None:
+            self.harmed_nodes.add(pod.node.name)
 
     def cut_streams(self, seconds: float, *workers: int) -> None:
         """The controller cannot reach these agents (all, if none is named)."""
@@ -358,6 +395,7 @@ class World:
         self.orders_fail_until = self.orders_late_seconds = 0.0
         self.orders_double, self.crash_point, self.stale_pods, self.bucket.available = False, "", None, True
         for node in self.nodes:
+            node.problems = ()
             if node.alive:
                 node.ready, node.changes_at = True, None
         while len([node for node in self.nodes if node.alive]) < self.spec.workers.replicas:
@@ -428,8 +466,18 @@ class World:
             if each.node is not None and each.phase in (PodPhase.PENDING, PodPhase.RUNNING)
         }
         free = [node for node in self.nodes if node.alive and node.ready and node.name not in taken]
-        if free:
-            pod.node, pod.runs_at = free[0], self.now + STARTING_SECONDS
+        fit = [node for node in free if node.name not in pod.avoids]
+        if fit:
+            pod.node, pod.runs_at = fit[0], self.now + STARTING_SECONDS
+            pod.reason = pod.message = ""
+        elif not pod.reason:
+            why = f"{len(free)} node(s) didn't match Pod's node affinity/selector" if free else "there is none"
+            pod.reason, pod.message = "Unschedulable", f"0/{len(self.nodes)} nodes are available: {why}."
+            self._news()
+        elif free:
+            pod.message = (
+                f"0/{len(self.nodes)} nodes are available: 1 node(s) didn't match Pod's node affinity/selector"
+            )
 
     def _delete_pod(self, pod: Pod, grace_seconds: float) -> None:
         if grace_seconds == 0:
@@ -485,7 +533,7 @@ class World:
         assert pod.agent is not None
         assert pod.node is not None
         if self.cut.get(pod.index, 0.0) > self.now:
-            self.harmed_pods.add(pod.uid)
+            self._harm(pod)
         if not self._reaches(pod.index) or not pod.node.alive:
             stream.lost_at = stream.lost_at or self.now
             if stream.connected and self.now - stream.lost_at > BROKEN_STREAM_SECONDS:
@@ -579,7 +627,9 @@ class World:
             pods=self._visible_pods(),
             agents=tuple(self._views(controller)),
             evidence=tuple(controller.evidence.values()),
+            checks=tuple(controller.checks.values()),
             store=self._store_view(controller, status),
+            strikes=self.book,
             step_times=controller.samples.times(),
             has_service=self.has_service,
             has_token=self.has_token,
@@ -660,14 +710,20 @@ class World:
             case CreateService():
                 self.has_service = True
                 self._news()
-            case CreateWorker(index=index, attempt=attempt):
-                self._create(seen, index, attempt)
+            case CreateWorker():
+                self._create(seen, action)
+            case StrikeNode(strike=strike):
+                self._rewrite_book(strikes.struck(self.book, strike))
+            case LiftStrikes(ids=ids):
+                self._rewrite_book(strikes.lifted(self.book, ids))
             case DeleteWorker():
                 for pod in [each for each in self.pods if each.uid == action.uid and not each.removed]:
                     self._delete_pod(pod, 6.0 if action.grace_seconds is None else action.grace_seconds)
             case SendLaunch(pod_uid=uid, launch=launch):
                 self.launches.setdefault(launch.attempt, set()).add((action.worker, _frozen(launch)))
                 self._send(uid, launch)
+            case SendCheck(pod_uid=uid, attempt=attempt, seconds=seconds):
+                self._send(uid, Check(attempt=attempt, round=action.round, seconds=seconds))
             case SendGather(pod_uid=uid, attempt=attempt, seconds=seconds):
                 self._send(uid, Gather(attempt=attempt, seconds=seconds))
             case SendStop(pod_uid=uid):
@@ -687,13 +743,25 @@ class World:
             case EmitEvent():
                 pass
 
-    def _create(self, seen: Observation, index: int, attempt: int) -> None:
-        body = render.worker(self.spec, seen, index, attempt)
+    def _rewrite_book(self, book: tuple[Strike, ...]) -> None:
+        for each in book:
+            was = next((one for one in self.book if one.id == each.id), None)
+            if was is None:
+                self._say(f"strike against {each.node}: {each.reason}")
+            elif each.lifted and not was.lifted:
+                self._say(f"strike against {each.node} is lifted")
+        if book != self.book:
+            self.book = book
+            self._news()
+
+    def _create(self, seen: Observation, action: CreateWorker) -> None:
+        index, attempt = action.index, action.attempt
+        body = render.worker(self.spec, seen, index, attempt, action.avoid)
         name = body["metadata"]["name"]
         if any(pod.name == name and not pod.removed for pod in self.pods):
             return
         self.next_uid += 1
-        self.pods.append(Pod(index, attempt, f"pod-{self.next_uid}", name, self.now))
+        self.pods.append(Pod(index, attempt, f"pod-{self.next_uid}", name, self.now, avoids=action.avoid))
         self._news()
 
     def _send(self, uid: str, order: Order) -> None:
@@ -713,6 +781,10 @@ class World:
         if not self._reaches(pod.index):
             return
         answer = pod.agent.obey(order, self.now, self.gangs, self._new_gang)
+        if isinstance(answer, Checked) and self.controller is not None and pod.node is not None:
+            figures = {"cpu matrix product": 1e11, "cpu memory pass": 1e10 * pod.node.memory_share}
+            self.controller.checks[pod.index] = replace(answer, figures=figures)
+            self._news()
         if isinstance(answer, Evidence) and self.controller is not None:
             self.controller.evidence[pod.index] = answer
             self._news()
@@ -740,8 +812,13 @@ class World:
                 self._say(f"{each.summary}")
             elif each.recovered_at is not None and (was is None or was.is_open):
                 self._say(f"back from incident {each.id}, {each.steps_lost} steps lost")
+            for reason in each.reasons[len(was.reasons) if was is not None else 0 :]:
+                if reason.startswith("node check"):
+                    self._say(reason)
         if after.attempt != before.attempt:
             self._say(f"attempt {after.attempt}")
+        if after.check is not None and after.check.asked and not (before.check and before.check.asked):
+            self._say(f"checks {_numbers('worker', after.check.asked)}: {after.check.why}")
         if after.participants and (after.participants, after.attempt) != (before.participants, before.attempt):
             source = (
                 f"step {after.restore[0].step} of attempt {after.restore[0].attempt}" if after.restore else "scratch"

@@ -52,6 +52,17 @@ def test_ranks_that_rejoin_break_no_promise(schedule: list[Fault]) -> None:
 
 
 @generously
+@given(schedules(EVERYTHING), st.integers(1, 2), st.integers(1, 2), st.booleans())
+def test_spares_and_strikes_break_no_promise(schedule: list[Fault], spares: int, limit: int, rejoins: bool) -> None:
+    """With spares that take over, and nodes that are kept away from, all promises hold as they do without."""
+    recovery = {"shrinkAfter": "20s", "nodeStrikes": {"limit": limit, "expireAfter": "60s"}}
+    world = World(
+        a_spec(2, 2, minimum=1, spares=spares, recovery=recovery), nodes=2 + spares, steps=60, rejoins=rejoins
+    )
+    assert broken_promises(play(schedule, world)) == []
+
+
+@generously
 @given(schedules((*MACHINERY_FAULTS, "suspend", "wipe status", "cut all"), most=4))
 def test_faults_of_the_machinery_never_fail_a_run(schedule: list[Fault]) -> None:
     """Whatever befalls controller, orders, watches and status, a run whose ranks are healthy succeeds."""

@@ -24,15 +24,32 @@ def blocks(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def a_run(*words: str) -> World:
-    """`run workers=2 ranks=2 minimum=1 nodes=3 steps=40 user=3 hang=20 deadline=60 rejoins=1 ...` as a world."""
-    given = {name: int(value) for name, value in (word.split("=") for word in words)}
+    """`run workers=2 ranks=2 spares=1 nodes=3 steps=40 user=3 limit=2 deadline=60 rejoins=1 ...` as a world.
+
+    `rule=FailRun:ValueError` is a rule on that reason.
+    """
+    rules = [a_rule(word.removeprefix("rule=")) for word in words if word.startswith("rule=")]
+    given = {name: int(value) for name, value in (w.split("=") for w in words if not w.startswith("rule="))}
     budgets = {name: given.pop(name) for name in ("user", "hang", "infrastructure", "preemption") if name in given}
     shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every", "rejoins") if name in given}
     deadline = given.pop("deadline", None)
-    recovery = {"budgets": budgets, "shrinkAfter": f"{given.pop('shrink', 300)}s"}
-    spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), minimum=given.pop("minimum", None), recovery=recovery)
+    strikes = {"limit": given.pop("limit", 2), "expireAfter": f"{given.pop('expire', 86400)}s"}
+    recovery = {
+        "budgets": budgets,
+        "shrinkAfter": f"{given.pop('shrink', 300)}s",
+        "nodeStrikes": strikes,
+        "rules": rules,
+    }
+    numbers = {name: given.pop(name) for name in ("minimum", "spares") if name in given}
+    spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), recovery=recovery, **numbers)
     assert not given, f"unknown words: {given}"
     return World(replace(spec, active_deadline_seconds=deadline), **shape)
+
+
+def a_rule(text: str) -> dict[str, object]:
+    """`ACTION:REASON` as a rule of the spec."""
+    action, reason = text.split(":")
+    return {"name": reason, "action": action, "onReasons": [reason]}
 
 
 COMMANDS: dict[str, Callable[..., object]] = {
@@ -42,6 +59,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "wait": lambda world, seconds: world.run(float(seconds)),
     "kill rank": lambda world, rank: world.harm_rank(int(rank), "kill"),
     "stop rank": lambda world, rank: world.harm_rank(int(rank), "stop"),
+    "stick rank": lambda world, rank, *_: world.harm_rank(int(rank), "stuck"),
     "raise in rank": lambda world, rank: world.harm_rank(int(rank), "raise"),
     "skip a collective in rank": lambda world, rank: world.harm_rank(int(rank), "skipping"),
     "hang the saving of rank": lambda world, rank: world.harm_rank(int(rank), "saving"),
@@ -59,6 +77,9 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "repair the network": lambda world: world.repair_network(),
     "kill agent": lambda world, worker: world.kill_agent(int(worker)),
     "lose node of worker": lambda world, worker: world.lose_node(int(worker)),
+    "node of worker is ill": lambda world, worker, problem: world.make_node_ill(int(worker), f"condition {problem}"),
+    "all nodes are well": lambda world: world.make_nodes_well(),
+    "memory is slow under worker": lambda world, worker: world.slow_memory(int(worker)),
     "preempt worker": lambda world, worker: world.preempt(int(worker)),
     "spoil the newest checkpoint": lambda world: world.spoil_newest(),
     "storage fails": lambda world: setattr(world.bucket, "available", False),
