@@ -29,6 +29,7 @@ from mend.model import RunPhase, RunStatus
 from mend.protocol import API_VERSION, KIND, PLURAL, RankReport
 from mend_local.bootstrap import S3_SECRET
 from mend_local.cluster import ClusterSettings, LocalCluster, controller_command
+from mend_local.kubelet import KubeletSettings
 from mend_local.pods import image_env
 
 T = TypeVar("T")
@@ -293,12 +294,12 @@ class ControllerProcess:
 
 
 @contextmanager
-def training_cluster(folder: Path, *, with_controller: bool = True) -> Iterator[TrainingCluster]:
+def training_cluster(folder: Path, *, with_controller: bool = True, nodes: int = 2) -> Iterator[TrainingCluster]:
     """A cluster with an object store. Without its controller there is everything for a `ControllerProcess`."""
 
     @asynccontextmanager
     async def everything() -> AsyncIterator[TrainingCluster]:
-        async with LocalCluster(folder, ClusterSettings()) as local:
+        async with LocalCluster(folder, ClusterSettings(kubelet=KubeletSettings(nodes=nodes))) as local:
             if not with_controller:
                 assert local.controller is not None
                 await local.controller.stop()

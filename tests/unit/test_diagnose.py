@@ -519,3 +519,43 @@ def test_ages_of_failures_are_compared_as_of_now() -> None:
     assert found is not None
     assert found.verdict.ranks == (1,)
     assert found.verdict.confidence == 0.95
+
+
+ILL = ("condition KernelDeadlock",)
+
+
+@pytest.mark.parametrize(("problems", "is_lost"), [((), False), (ILL, True)])
+def test_a_complaint_about_the_machine_explains_a_silence(problems: tuple[str, ...], is_lost: bool) -> None:
+    """While ranks load, each by itself, a silent agent on a machine that is complained about is lost sooner."""
+    scene = Scene().pod(1, node="n1", node_problems=problems).silent(1, 2.0)
+    for number in (0, 1):
+        scene.rank(number, phase=Phase.LOADING, steps_done=0, step=-1)
+    incident = diagnose(SPEC, scene.seen)
+    assert (incident is not None) is is_lost
+    if incident is not None:
+        assert incident.machine_faults == {1: "worker 1: node n1 has condition KernelDeadlock"}
+
+
+def test_no_complaint_explains_the_silence_of_all() -> None:
+    """When nobody is heard the controller may be cut off, and a machine's illness says nothing about that."""
+    scene = Scene().pod(1, node="n1", node_problems=ILL).silent(0, 2.0).silent(1, 2.0)
+    assert diagnose(SPEC, scene.seen) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "is_machine"),
+    [
+        ("CUDA error: uncorrectable ECC error encountered", True),
+        ("NVRM: Xid (PCI:0000:3b:00): 79, pid=1", True),
+        ("NVRM: Xid (PCI:0000:64:00): 13, Graphics Exception", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_only_words_of_broken_hardware_blame_the_machine(said: str, is_machine: bool) -> None:
+    """A CUDA error may be the code's; an uncorrectable memory error never is."""
+    error = RankError(type="RuntimeError", message=said)
+    scene = Scene().pod(1, node="n1").rank(1, error=error, exit=RankExit(code=1, age_seconds=1.0))
+    incident = diagnose(SPEC, scene.seen)
+    assert incident is not None
+    assert (1 in incident.machine_faults) is is_machine

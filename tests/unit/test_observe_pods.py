@@ -87,6 +87,25 @@ def test_only_a_word_against_a_node_counts(nodes: dict[str, Any], ready: bool) -
     assert worker_pod(a_pod(), nodes, NOW).node_ready is ready
 
 
+def test_what_is_wrong_with_its_node() -> None:
+    """Complaints about the machine, conditions that rules may ask for, and the nodes that it was made to avoid."""
+    raw = a_pod()
+    raw["metadata"]["annotations"] = {"mend.dev/avoids": "n7,n9"}
+    ill = {"status": {"conditions": [{"type": "KernelDeadlock", "status": "True"}]}}
+    pod = worker_pod(raw, {"n1": ill, "n2": {"status": {}}}, NOW)
+    assert pod.node_problems == ("condition KernelDeadlock",)
+    assert pod.node_conditions == ("KernelDeadlock=True",)
+    assert pod.avoids == ("n7", "n9")
+    assert worker_pod(a_pod(), {}, NOW).avoids == ()
+
+
+def test_why_no_node_took_it() -> None:
+    """The scheduler's own words."""
+    refusal = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes"}
+    pod = worker_pod(a_pod(conditions=[refusal]), {}, NOW)
+    assert (pod.reason, pod.message) == ("Unschedulable", "0/2 nodes")
+
+
 def test_whom_to_dial() -> None:
     """Only pods with an address that have not ended, and only once there is a token."""
     pods = [

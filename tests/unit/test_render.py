@@ -142,3 +142,49 @@ def test_the_service_is_headless_and_does_not_wait_for_readiness() -> None:
     spec = render.service(SEEN)["spec"]
     assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
     assert spec["selector"][protocol.LABEL_RUN] == "clio"
+
+
+def avoiding(affinity: dict[str, Any] | None) -> dict[str, Any]:
+    """The affinity of a pod that is to avoid two nodes, with this one in its template."""
+    template = copy.deepcopy(TEMPLATE)
+    if affinity is not None:
+        template["spec"]["affinity"] = affinity
+    raw = {"workers": {"replicas": 1, "template": template}, "checkpoint": {"uri": "s3://bucket/clio"}}
+    pod = render.worker(parse_spec(raw), SEEN, 0, 1, ("node-1", "node-7"))
+    assert pod["metadata"]["annotations"] == {"note": "mine", protocol.ANNOTATION_AVOIDS: "node-1,node-7"}
+    found: dict[str, Any] = pod["spec"]["affinity"]
+    return found
+
+
+AWAY = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-1", "node-7"]}
+
+
+def test_a_pod_is_kept_off_nodes() -> None:
+    """Required node affinity says so; without nodes to avoid the template's is left alone."""
+    required = avoiding(None)["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert required == {"nodeSelectorTerms": [{"matchExpressions": [AWAY]}]}
+    assert "affinity" not in a_worker()[0]["spec"]
+    assert protocol.ANNOTATION_AVOIDS not in a_worker()[0]["metadata"]["annotations"]
+
+
+def test_the_templates_own_affinity_stays() -> None:
+    """Its terms are alternatives, so each is barred for these nodes; preferences and other affinities are kept."""
+    fast = {"key": "gpu", "operator": "In", "values": ["h200"]}
+    field = {"key": "metadata.name", "operator": "In", "values": ["node-3"]}
+    own = {
+        "podAntiAffinity": {"x": 1},
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1}],
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [fast]}, {"matchFields": [field]}]
+            },
+        },
+    }
+    found = avoiding(own)
+    assert found["podAntiAffinity"] == {"x": 1}
+    node = found["nodeAffinity"]
+    assert node["preferredDuringSchedulingIgnoredDuringExecution"] == [{"weight": 1}]
+    assert node["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"] == [
+        {"matchExpressions": [fast, AWAY]},
+        {"matchFields": [field], "matchExpressions": [AWAY]},
+    ]

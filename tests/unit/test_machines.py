@@ -1,0 +1,151 @@
+"""When a machine is to blame, and for what it never is."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from mend import machines
+from mend.model import (
+    FailureClass,
+    Incident,
+    IncidentKind,
+    IncidentRecord,
+    Observation,
+    PodPhase,
+    RunStatus,
+    Strike,
+    Tier,
+    Verdict,
+    WorkerPod,
+)
+from world import a_spec
+
+SPEC = a_spec(2, 2)
+NOW = 50_000.0
+SEEN = Observation(
+    name="clio",
+    namespace="team",
+    uid="u",
+    generation=1,
+    created_at=0.0,
+    status=RunStatus(attempt=5, participants=(0, 1)),
+    pods=tuple(
+        WorkerPod(index=n, name=f"p{n}", uid=f"u{n}", phase=PodPhase.RUNNING, node=f"node-{n}") for n in range(2)
+    ),
+)
+FAULT = {1: "node node-1 is not ready"}
+LOST = Incident(
+    kind=IncidentKind.LOST,
+    failure=FailureClass.INFRASTRUCTURE,
+    attempt=5,
+    ranks=(2, 3),
+    workers=(1,),
+    age_seconds=1.0,
+    verdict=Verdict(ranks=(2, 3), confidence=0.95),
+    summary="lost",
+    machine_faults=FAULT,
+)
+CRASHED = replace(LOST, kind=IncidentKind.CRASHED, ranks=(2,), workers=(), verdict=Verdict(ranks=(2,), confidence=0.95))
+
+
+def a_record(number: int, node: str, tier: Tier = Tier.RESTART_RANKS, **more: object) -> IncidentRecord:
+    """An earlier crash on a node, from which the run is back unless told otherwise."""
+    given = {"recovered_at": 100.0, "failure": FailureClass.INFRASTRUCTURE, "confidence": 0.95, **more}
+    return IncidentRecord(
+        id=number,
+        kind=IncidentKind.CRASHED,
+        attempt=number,
+        step=3,
+        culprit_nodes=(node,),
+        began_at=NOW - 60,
+        detected_at=NOW - 60,
+        tier=tier,
+        **given,
+    )
+
+
+def struck(incident: Incident, *earlier: IncidentRecord) -> list[tuple[str, str, bool]]:
+    """Node, reason, and whether it is decisive, of each strike that incident 9 gives."""
+    given = machines.strikes_for(SPEC, SEEN, incident, 9, earlier, NOW)
+    return [(each.node, each.reason, each.decisive) for each in given]
+
+
+def test_a_worker_lost_with_its_node_gives_a_strike() -> None:
+    """Against the node of the culprit, with the reason, for as long as the spec says, known by run and incident."""
+    (strike,) = machines.strikes_for(SPEC, SEEN, LOST, 9, (), NOW)
+    assert strike == Strike(
+        id="u/9/node-1",
+        node="node-1",
+        run="team/clio",
+        reason="node node-1 is not ready",
+        struck_at=NOW,
+        expires_at=NOW + 86400,
+    )
+
+
+@pytest.mark.parametrize(
+    "incident",
+    [
+        replace(LOST, machine_faults={}),
+        replace(LOST, failure=FailureClass.USER),
+        replace(LOST, failure=FailureClass.PREEMPTION, kind=IncidentKind.PREEMPTED),
+        replace(LOST, verdict=Verdict(ranks=(2,), confidence=0.7)),
+        replace(LOST, verdict=Verdict(reasons=("all ranks wait equally",))),
+        replace(LOST, kind=IncidentKind.CORRUPT),
+        replace(CRASHED, machine_faults={0: "of somebody else"}),
+    ],
+    ids=["no fault", "user", "preempted", "not sure", "unknown", "corrupt", "not the culprit"],
+)
+def test_nobody_is_struck_without_need(incident: Incident) -> None:
+    """User errors, preemptions, doubtful and unknown verdicts and bad checkpoints leave every node alone."""
+    assert struck(incident) == []
+
+
+ON_1, ON_0 = a_record(1, "node-1"), a_record(2, "node-0")
+
+
+@pytest.mark.parametrize(
+    ("earlier", "is_struck"),
+    [
+        ([], False),
+        ([ON_1], False),
+        ([ON_1, a_record(2, "node-1")], True),
+        ([ON_1, a_record(2, "node-1"), ON_0], False),
+        ([ON_1, a_record(2, "node-1", failure=FailureClass.USER)], False),
+        ([replace(ON_1, detected_at=NOW - 90_000), a_record(2, "node-1")], False),
+    ],
+    ids=["the first", "the second", "the third", "also elsewhere", "the user's", "long ago"],
+)
+def test_crashes_on_one_node_only(earlier: list[IncidentRecord], is_struck: bool) -> None:
+    """The third crash on one node within the time that strikes count, with none elsewhere, is laid at its door."""
+    reason = "worker 1: ranks crash on node-1 again and again, and nowhere else"
+    assert struck(replace(CRASHED, machine_faults={}), *earlier) == ([("node-1", reason, False)] if is_struck else [])
+
+
+def test_a_run_on_one_node_cannot_compare() -> None:
+    """With nowhere else to crash, crashes say nothing about the machine."""
+    pods = tuple(replace(pod, node="node-1") for pod in SEEN.pods)
+    alone = replace(SEEN, pods=pods)
+    incident = replace(CRASHED, machine_faults={})
+    earlier = [ON_1, a_record(2, "node-1")]
+    assert machines.strikes_for(SPEC, alone, incident, 9, earlier, NOW) == ()
+
+
+@pytest.mark.parametrize(
+    ("last", "is_struck"),
+    [
+        (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None), True),
+        (a_record(1, "node-1", Tier.EXCLUDE_NODE, recovered_at=None), True),
+        (a_record(1, "node-1", Tier.REPLACE_WORKER), False),
+        (a_record(1, "node-1", Tier.RESTART_RANKS, recovered_at=None), False),
+        (a_record(1, "node-0", Tier.REPLACE_WORKER, recovered_at=None), False),
+        (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, confidence=0.5), False),
+        (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, failure=FailureClass.PREEMPTION), False),
+    ],
+    ids=["replaced", "excluded", "the run was back", "restarted", "elsewhere", "not sure then", "preempted then"],
+)
+def test_replaced_in_vain(last: IncidentRecord, is_struck: bool) -> None:
+    """A new pod on the same node that goes wrong before the run is back is decisive."""
+    reason = "worker 1: a new pod on node-1 went wrong as the one before"
+    assert struck(replace(CRASHED, machine_faults={}), last) == ([("node-1", reason, True)] if is_struck else [])
