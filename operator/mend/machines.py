@@ -33,7 +33,8 @@ def check_due(
         return None
     if spec.recovery.node_check is NodeChecks.ALWAYS:
         return NodeCheck(why="spec.recovery.nodeCheck is Always", suspects=blamed)
-    again = tuple(worker for worker in blamed if any(worker in each.culprit_workers for each in earlier))
+    doubtful = [each for each in earlier if each.kind is IncidentKind.HUNG and each.confidence < CERTAIN]
+    again = tuple(worker for worker in blamed if any(worker in each.culprit_workers for each in doubtful))
     if again and incident.kind is IncidentKind.HUNG and incident.verdict.confidence < CERTAIN:
         return NodeCheck(why=f"worker {again[0]} is suspected again", suspects=again)
     last = earlier[-1] if earlier else None
