@@ -120,7 +120,10 @@ def _crashes_here_only(seen: Observation, incident: Incident, earlier: Sequence[
 
 
 def _was_replaced_in_vain(incident: Incident, earlier: Sequence[IncidentRecord], node: str) -> bool:
-    """The recovery before, which has just failed, replaced a worker on this very node, that was surely to blame."""
+    """The recovery before, which has just failed, replaced a worker on this very node, that was surely to blame.
+
+    Ranks must be named both times: who is merely not heard before a launch may be well, and the controller cut off.
+    """
     last = earlier[-1] if earlier else None
     return (
         last is not None
@@ -129,4 +132,6 @@ def _was_replaced_in_vain(incident: Incident, earlier: Sequence[IncidentRecord],
         and last.confidence >= SURE
         and last.failure not in BLAMELESS
         and node in last.culprit_nodes
+        and incident.verdict.is_known
+        and bool(last.culprit_ranks)
     )

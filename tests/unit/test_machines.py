@@ -49,7 +49,9 @@ LOST = Incident(
 CRASHED = replace(LOST, kind=IncidentKind.CRASHED, ranks=(2,), workers=(), verdict=Verdict(ranks=(2,), confidence=0.95))
 
 
-def a_record(number: int, node: str, tier: Tier = Tier.RESTART_RANKS, **more: object) -> IncidentRecord:
+def a_record(
+    number: int, node: str, tier: Tier = Tier.RESTART_RANKS, ranks: tuple[int, ...] = (2,), **more: object
+) -> IncidentRecord:
     """An earlier crash on a node, from which the run is back unless told otherwise."""
     given = {"recovered_at": 100.0, "failure": FailureClass.INFRASTRUCTURE, "confidence": 0.95, **more}
     return IncidentRecord(
@@ -57,6 +59,7 @@ def a_record(number: int, node: str, tier: Tier = Tier.RESTART_RANKS, **more: ob
         kind=IncidentKind.CRASHED,
         attempt=number,
         step=3,
+        culprit_ranks=ranks,
         culprit_nodes=(node,),
         began_at=NOW - 60,
         detected_at=NOW - 60,
@@ -138,12 +141,22 @@ def test_a_run_on_one_node_cannot_compare() -> None:
         (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None), True),
         (a_record(1, "node-1", Tier.EXCLUDE_NODE, recovered_at=None), True),
         (a_record(1, "node-1", Tier.REPLACE_WORKER), False),
+        (a_record(1, "node-1", Tier.REPLACE_WORKER, ranks=(), recovered_at=None), False),
         (a_record(1, "node-1", Tier.RESTART_RANKS, recovered_at=None), False),
         (a_record(1, "node-0", Tier.REPLACE_WORKER, recovered_at=None), False),
         (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, confidence=0.5), False),
         (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, failure=FailureClass.PREEMPTION), False),
     ],
-    ids=["replaced", "excluded", "the run was back", "restarted", "elsewhere", "not sure then", "preempted then"],
+    ids=[
+        "replaced",
+        "excluded",
+        "the run was back",
+        "not heard then",
+        "restarted",
+        "elsewhere",
+        "not sure then",
+        "preempted then",
+    ],
 )
 def test_replaced_in_vain(last: IncidentRecord, is_struck: bool) -> None:
     """A new pod on the same node that goes wrong before the run is back is decisive."""
