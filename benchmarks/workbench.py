@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import with_tests  # noqa: F401
-from agents_real import TOKEN, AgentProcess
 
+from agents_real import TOKEN, AgentProcess
 from mend.agents import AgentError, AgentPool, Target
 from mend.decide import decide
 from mend.journal import Entry
@@ -114,7 +114,9 @@ class Workbench:
         self._thinking = asyncio.create_task(self._think())
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         assert self._thinking is not None
         for task in (self._thinking, *self._orders.values()):
             task.cancel()
@@ -183,7 +185,10 @@ class Workbench:
             for incident in decision.status.incidents:
                 self.noted_at.setdefault(incident.id, time.time())
             if decision.status != seen.status or decision.actions:
-                self.entries = [*self.entries[-KEPT_ENTRIES:], Entry(now=now, spec=self.spec, seen=seen, decision=decision)]
+                self.entries = [
+                    *self.entries[-KEPT_ENTRIES:],
+                    Entry(now=now, spec=self.spec, seen=seen, decision=decision),
+                ]
                 self._changed.set()
             for action in decision.actions:
                 self._do(action)

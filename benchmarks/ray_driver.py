@@ -1,0 +1,59 @@
+"""Ray Train with the reference trainer: as many restarts as it wants, workers watched as closely as it offers.
+
+    python ray_driver.py RANKS FOLDER --set ...
+
+Ray starts and watches the workers; the loop, model and checkpoints are the same as everywhere. It is told of every step
+by `ray.train.report`, its own sign of progress.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Its own knobs, set to look often: seconds between two looks at the workers, and until one that is silent is dead.
+SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "10",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def work(config: dict[str, Any]) -> None:
+    """What every worker runs."""
+    import torch.distributed as dist
+
+    from mend_trainer import train
+
+    os.environ.update({"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
+    print(f"rank {os.environ['RANK']} has pid {os.getpid()}", flush=True)
+    if dist.is_initialized():  # the trainer joins its gang itself, from the same environment
+        dist.destroy_process_group()
+    train.main(config["arguments"])
+
+
+def main() -> None:
+    """Train until killed."""
+    ranks, folder, arguments = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+    os.environ.update(SETTINGS)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    ray.init(num_cpus=ranks, include_dashboard=False, log_to_driver=True, runtime_env={"env_vars": dict(SETTINGS)})
+    TorchTrainer(
+        work,
+        train_loop_config={"arguments": arguments},
+        scaling_config=ScalingConfig(num_workers=ranks, resources_per_worker={"CPU": 0.5}),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(name="bench", storage_path=str(folder), failure_config=FailureConfig(max_failures=-1)),
+    ).fit()
+
+
+if __name__ == "__main__":
+    main()
