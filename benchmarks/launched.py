@@ -22,7 +22,10 @@ STEP = re.compile(r"mend\.train: step (\d+) ")
 RANK = re.compile(r"rank (\d+) has pid (\d+)")
 START_SECONDS = 180.0
 STEADY_STEPS = 8
-TORCHRUN_FAILED = r"Sending process \d+ closing signal|failed \(exitcode|Worker group.*(FAILED|UNHEALTHY)|will restart worker group|SignalException"
+TORCHRUN_FAILED = (
+    r"Sending process \d+ closing signal|failed \(exitcode|Worker group.*(FAILED|UNHEALTHY)"
+    r"|will restart worker group|SignalException"
+)
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONUNBUFFERED": "1"}
 
 

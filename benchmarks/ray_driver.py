@@ -45,11 +45,14 @@ def main() -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    ray.init(num_cpus=ranks, include_dashboard=False, log_to_driver=True, runtime_env={"env_vars": dict(SETTINGS)})
+    # Its controller and coordinators want a share too. Sockets lie in that folder, and their paths must be short.
+    ray.init(
+        num_cpus=ranks + 4, include_dashboard=False, _temp_dir=str(folder / "r"), runtime_env={"env_vars": SETTINGS}
+    )
     TorchTrainer(
         work,
         train_loop_config={"arguments": arguments},
-        scaling_config=ScalingConfig(num_workers=ranks, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ScalingConfig(num_workers=ranks, resources_per_worker={"CPU": 1}),
         torch_config=TorchConfig(backend="gloo"),
         run_config=RunConfig(name="bench", storage_path=str(folder), failure_config=FailureConfig(max_failures=-1)),
     ).fit()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,15 +71,18 @@ def _notes(rows: Iterable[Row]) -> list[str]:
     return ["\n".join(noted) + "\n"] if noted else []
 
 
-def confusion_table(confusion: Mapping[str, Mapping[str, int]]) -> str:
+def confusion_table(confusion: Mapping[str, Mapping[str, Any]]) -> str:
     """Kind injected by what was said of it, with counts; what was said is in the order of its frequency."""
-    total: dict[str, int] = {}
-    for said in confusion.values():
-        for word, count in said.items():
-            total[word] = total.get(word, 0) + count
+    total: Counter[str] = Counter()
+    for line in confusion.values():
+        total.update(line["said"])
     words = sorted(total, key=lambda word: (-total[word], word))
-    body = [[kind, *(str(said.get(word, "")) for word in words)] for kind, said in sorted(confusion.items())]
-    return "Kind injected (down) by kind and rank said (across):\n\n" + _table(["injected", *words], body)
+    body = [
+        [kind, line["should"], str(line["exact"]), *(str(line["said"].get(word, "")) for word in words)]
+        for kind, line in sorted(confusion.items())
+    ]
+    told = "Kind injected (down) by kind of incident and ranks named (across):\n\n"
+    return told + _table(["injected", "right would be", "exact", *words], body)
 
 
 def parts_table(parts: Mapping[str, Mapping[str, float]]) -> str:
