@@ -8,8 +8,11 @@ by `ray.train.report`, its own sign of progress.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,29 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
 }
 
 
 def work(config: dict[str, Any]) -> None:
-    """What every worker runs."""
-    import torch.distributed as dist
-
+    """What every worker runs, inside the process group that Ray has made."""
     from mend_trainer import train
 
-    os.environ.update({"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"})
     print(f"rank {os.environ['RANK']} has pid {os.getpid()}", flush=True)
-    if dist.is_initialized():  # the trainer joins its gang itself, from the same environment
-        dist.destroy_process_group()
+    logging.getLogger().handlers.clear()  # Ray's own would swallow the trainer's lines
+    train.join_gang = _gang_of_ray  # type: ignore[assignment]
     train.main(config["arguments"])
+
+
+@contextlib.contextmanager
+def _gang_of_ray(*, deterministic: bool) -> Iterator[Any]:
+    import torch
+    import torch.distributed as dist
+
+    from mend_trainer.parallel import Place
+
+    yield Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
 def main() -> None:
@@ -45,7 +57,7 @@ def main() -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # Its controller and coordinators want a share too. Sockets lie in that folder, and their paths must be short.
+    # Its controller and coordinators want a share too. The paths of its sockets must be short.
     ray.init(
         num_cpus=ranks + 4, include_dashboard=False, _temp_dir=str(folder / "r"), runtime_env={"env_vars": SETTINGS}
     )
