@@ -50,19 +50,20 @@ def python_of(package: Package) -> Path:
         _run("make its environment", [sys.executable, "-m", "venv", str(home)])
         pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run("install it", [*pip, *(["--no-deps"] if package.alone else []), *package.requirements])
-        (site,) = home.glob("lib/python*/site-packages")
-        (site / "project.pth").write_text("\n".join(_own_paths()) + "\n", encoding="utf-8")
         mark.touch()
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "project.pth").write_text("\n".join(_own_paths()) + "\n", encoding="utf-8")
     return home / "bin" / "python"
 
 
 def _own_paths() -> list[str]:
     """Folders this interpreter imports from beside the standard library: spelt out, since path files do not nest."""
-    return [path for path in sys.path if path.endswith("site-packages") or path.startswith(f"{ROOT}/")]
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    return [str(ROOT / "operator"), str(ROOT / "trainer"), *packages]
 
 
 def _digest(package: Package) -> str:
-    told = repr((tuple(package.requirements), package.alone, sys.version_info[:2], _own_paths()))
+    told = repr((tuple(package.requirements), package.alone, sys.version_info[:2]))
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

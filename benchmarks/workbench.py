@@ -125,7 +125,6 @@ class Workbench:
         await asyncio.gather(*(asyncio.to_thread(pod.agent.end) for pod in self._pods))
 
     # ------------------------------------------------------------ seeing
-    @property
     def ranks(self) -> tuple[RankReport, ...]:
         """The ranks of the present attempt, as last told."""
         return self._observe(time.time()).ranks
@@ -134,6 +133,11 @@ class Workbench:
     def last_incident(self) -> IncidentRecord | None:
         """The newest."""
         return self.status.incidents[-1] if self.status.incidents else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the run is not yet back from an incident."""
+        return self.status.open_incident is not None
 
     def pod_of(self, rank: int) -> Pod:
         """The pod that holds this rank."""
@@ -159,7 +163,7 @@ class Workbench:
 
     def steps_done(self) -> int:
         """The least of what the ranks of a complete gang have done in this attempt; 0 while it is not complete."""
-        ranks = self.ranks
+        ranks = self.ranks()
         if len(ranks) < self.spec.world_size or any(rank.exit or rank.error for rank in ranks):
             return 0
         return min(rank.steps_done for rank in ranks)
@@ -170,7 +174,7 @@ class Workbench:
         return seconds[len(seconds) // 2] if seconds else float("nan")
 
     def _tell(self) -> str:
-        ranks = ", ".join(f"{rank.rank}:{rank.phase}@{rank.step}" for rank in self.ranks)
+        ranks = ", ".join(f"{rank.rank}:{rank.phase}@{rank.step}" for rank in self.ranks())
         tails = " ".join(pod.agent.output[-500:] for pod in self._pods[-2:])
         return f"phase {self.status.phase}, attempt {self.status.attempt}, ranks {ranks}; agents said: {tails}"
 
