@@ -117,6 +117,7 @@ def _rows_of_kills(killed: Sequence[Noticed], peers: dict[str, PeerFigures]) -> 
 
 def _rows_of_hangs(hung: dict[float, list[Noticed]], peers: dict[str, PeerFigures], patience: float) -> list[Row]:
     rows = []
+    peers = {**peers, "torchrun": PeerFigures(why="has no detection of hangs")}
     never = f"not in {patience:.0f} s"
     for length, found in hung.items():
         what = f"{len(HANG_KINDS)} kinds of hang, steps of {length:g} s"
@@ -210,12 +211,11 @@ async def _peer(
     async with launched(launcher, folder, [*TRAINER, "--set", f"data.cache={folder}/data"], RANKS) as run:
         for number in range(kills + hangs):
             is_kill = number < kills
-            began = time.time()
-            noticed, _ = await injured(run, signal.SIGKILL if is_kill else signal.SIGSTOP, max(patience, 30.0))
+            hurt = await injured(run, signal.SIGKILL if is_kill else signal.SIGSTOP, max(patience, 30.0))
             bar.advance(task)
-            if noticed is not None:
-                (found.kills if is_kill else found.hangs).append(noticed)
-                found.innocent += not is_kill and _accused(run, began) not in (None, RANKS - 1)
+            if hurt.noticed is not None:
+                (found.kills if is_kill else found.hangs).append(hurt.noticed)
+                found.innocent += not is_kill and _accused(run, hurt.at) not in (None, RANKS - 1)
     return found
 
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,6 +57,8 @@ class Episode:
     rank: int
     at: float  # since the epoch
     incident: IncidentRecord
+    decided: float = 0.0  # when the attempt began that brought it back
+    deaths: tuple[float, ...] = ()  # of the ranks that were there
 
     @property
     def detected(self) -> float:
@@ -78,6 +80,7 @@ class Hospital:
     client: KubeClient
     watcher: Watcher
     scratch: Path
+    environment: Mapping[str, str]  # of every rank
 
     @asynccontextmanager
     async def run(self, name: str, spec: dict[str, Any]) -> AsyncIterator[Patient]:
@@ -99,6 +102,7 @@ class Hospital:
                 {"name": "GLOO_SOCKET_IFNAME", "value": "lo"},
                 {"name": "MEND_PRELOAD", "value": "mend_trainer.train"},
                 {"name": "GIL_HOLDER", "value": f"{self.scratch}/gil_holder.so"},
+                *({"name": name, "value": value} for name, value in self.environment.items()),
             ],
         }
         plenty = {"user": 1000, "infrastructure": 1000, "hang": 1000, "preemption": 1000}
@@ -117,13 +121,13 @@ class Hospital:
 
 
 @asynccontextmanager
-async def a_hospital(scratch: Path) -> AsyncIterator[Hospital]:
+async def a_hospital(scratch: Path, environment: Mapping[str, str] = {}) -> AsyncIterator[Hospital]:
     """A local cluster in `scratch`, gone afterwards."""
     async with LocalCluster(scratch / "cluster") as cluster:
         client = await KubeClient.from_kubeconfig(str(cluster.kubeconfig))
         watcher = Watcher(client, NAMESPACE)
         try:
-            yield Hospital(cluster, client, watcher, scratch)
+            yield Hospital(cluster, client, watcher, scratch, environment)
         finally:
             await watcher.close()
             await client.close()
@@ -149,6 +153,7 @@ class Patient:
         """Hurt it and wait until it is well again."""
         steady = await self._until(lambda sight: self._steps_done(sight) >= STEPS_BETWEEN, "trains steadily")
         before = steady.status.incidents[-1].id if steady.status.incidents else 0
+        deaths = Deaths([each.pid for each in steady.ranks])
         at = _hurt(steady, rank, harm)
 
         def is_over(sight: Sight) -> bool:
@@ -158,7 +163,8 @@ class Patient:
         over = await self._until(is_over, f"is back from {harm} of rank {rank}")
         first = next(each for each in over.status.incidents if each.id > before)
         last = over.status.incidents[-1]
-        return Episode(harm, rank, at, first if first is last else _joined(first, last))
+        incident = first if first is last else _joined(first, last)
+        return Episode(harm, rank, at, incident, over.status.attempt_started_at or 0.0, deaths.close())
 
     def _steps_done(self, sight: Sight) -> int:
         """The least of what living ranks have done in this attempt; 0 while the gang is not whole."""
@@ -176,6 +182,31 @@ class Patient:
                 raise RuntimeError(f"run {self.name} has failed: {[each.message for each in sight.status.conditions]}")
             await asyncio.sleep(0.05)
         raise RuntimeError(f"not within {PATIENCE_SECONDS} s: run {self.name} {what}; {sight.status}")
+
+
+class Deaths:
+    """Notes when each of these processes ends."""
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._times: list[float] = []
+        self._watched = {os.pidfd_open(pid) for pid in pids}
+        for each in self._watched:
+            asyncio.get_running_loop().add_reader(each, self._ended, each)
+
+    def _ended(self, watched: int) -> None:
+        self._times.append(time.time())
+        self._let_go(watched)
+
+    def close(self) -> tuple[float, ...]:
+        """The times so far; no more is watched."""
+        for each in tuple(self._watched):
+            self._let_go(each)
+        return tuple(self._times)
+
+    def _let_go(self, watched: int) -> None:
+        self._watched.discard(watched)
+        asyncio.get_running_loop().remove_reader(watched)
+        os.close(watched)
 
 
 def _joined(first: IncidentRecord, last: IncidentRecord) -> IncidentRecord:

@@ -12,6 +12,8 @@ import sys
 import time
 from types import FrameType
 
+import marks
+
 from mend_trainer import train
 
 
@@ -26,4 +28,5 @@ def _hold_gil(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR2, _sleep)
     signal.signal(signal.SIGWINCH, _hold_gil)
+    marks.watch(train)
     train.main(sys.argv[1:])

@@ -111,6 +111,13 @@ class Launched:
             elif self.noticed.search(line):
                 self.failures.append(now)
 
+    async def steady(self) -> None:
+        """It has trained for some steps since the last fault. Raises `RuntimeError` with its last lines if not."""
+        if await self.until(lambda: self.steps[-1][0] if len(self.steps) > STEADY_STEPS else None, START_SECONDS):
+            return
+        said = "\n".join(line for _, line in self.lines[-20:])
+        raise RuntimeError(f"the peer never trained steadily:\n{said}")
+
     async def until(self, what: Callable[[], float | None], seconds: float) -> float | None:
         """When something has happened, as `what` says; None if it has not within `seconds`."""
         deadline = time.monotonic() + seconds
@@ -146,23 +153,30 @@ async def launched(launcher: Launcher, folder: Path, arguments: list[str], ranks
         reading.cancel()
 
 
-async def injured(run: Launched, number: signal.Signals, patience: float) -> tuple[float | None, float | None]:
-    """(seconds to notice, seconds to the next new step) after a signal to the last rank; None: not within patience.
+@dataclass(frozen=True, slots=True)
+class Hurt:
+    """A fault at `at` (since the epoch): seconds until it was noticed and until a new step was done; None: never."""
 
-    What comes back counts even where nothing was said before: the first step that was not yet done is new.
+    at: float
+    noticed: float | None
+    back: float | None
+
+
+async def injured(run: Launched, number: signal.Signals, patience: float) -> Hurt:
+    """Send the signal to the last rank of a peer that trains steadily, and wait for its return, so long at most.
+
+    What comes back counts even where nothing was said before: the first step of processes that came after is new.
     """
-    if await run.until(lambda: run.steps[-1][0] if len(run.steps) > STEADY_STEPS else None, START_SECONDS) is None:
-        said = "\n".join(line for _, line in run.lines[-20:])
-        raise RuntimeError(f"the peer never trained steadily:\n{said}")
-    victim, reached, at = run.pids[max(run.pids)], run.steps[-1][1], time.time()
+    await run.steady()
+    victim, at = run.pids[max(run.pids)], time.time()
     os.kill(victim, number)
-    back = await run.until(lambda: _new_step(run, at, victim, reached), patience)
+    back = await run.until(lambda: _new_step(run, at, victim), patience)
     noticed = next((each for each in run.failures if each > at), None)
     run.steps.clear()
-    return None if noticed is None else noticed - at, None if back is None else back - at
+    return Hurt(at, None if noticed is None else noticed - at, None if back is None else back - at)
 
 
-def _new_step(run: Launched, at: float, victim: int, reached: int) -> float | None:
+def _new_step(run: Launched, at: float, victim: int) -> float | None:
     """When the first step of the processes that came after the fault was done."""
     if victim in run.pids.values():
         return None

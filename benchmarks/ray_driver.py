@@ -46,7 +46,7 @@ def _gang_of_ray(*, deterministic: bool) -> Iterator[Any]:
 
     from mend_trainer.parallel import Place
 
-    yield Place(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    yield Place(rank=dist.get_rank(), world_size=dist.get_world_size(), device=torch.device("cpu"))
 
 
 def main() -> None:

@@ -76,7 +76,11 @@ class PeerTimes:
 
     def killed(self, ranks: int) -> Peer:
         """The median after a kill."""
-        return self.why or (round(median(found), 3) if (found := self.kills.get(ranks)) else None)
+        if self.why:
+            return self.why
+        if ranks not in self.kills:
+            return "not with --quick"
+        return round(median(self.kills[ranks]), 3) if self.kills[ranks] else None
 
     @property
     def hung(self) -> Peer:
@@ -215,11 +219,11 @@ async def _measure_peer(
     for size in sizes:
         async with launched(launcher, scratch, arguments, size) as run:
             for _ in range(times):
-                _, back = await injured(run, signal.SIGKILL, max(patience, 60.0))
+                back = (await injured(run, signal.SIGKILL, max(patience, 60.0))).back
                 found.kills.setdefault(size, []).extend([] if back is None else [back])
                 bar.advance(task)
             if size == sizes[0]:
-                _, found.hang = await injured(run, signal.SIGSTOP, patience)
+                found.hang = (await injured(run, signal.SIGSTOP, patience)).back
                 bar.advance(task)
     return found
 
