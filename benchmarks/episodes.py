@@ -25,6 +25,7 @@ from mend_trainer.procfs import descendants
 
 NAMESPACE = "default"
 PROGRAM = Path(__file__).with_name("hurtable_trainer.py")
+PRELOAD = "mend_trainer.train,transformers.models.llama.modeling_llama,marks"  # what mend's own command preloads
 STEPS_BETWEEN = 12  # enough that the step's limit is learnt and a checkpoint is committed
 PATIENCE_SECONDS = 300.0
 
@@ -100,7 +101,7 @@ class Hospital:
             "command": ["python", str(PROGRAM), *(word for each in settings for word in ("--set", each))],
             "env": [
                 {"name": "GLOO_SOCKET_IFNAME", "value": "lo"},
-                {"name": "MEND_PRELOAD", "value": "mend_trainer.train"},
+                {"name": "MEND_PRELOAD", "value": PRELOAD},
                 {"name": "GIL_HOLDER", "value": f"{self.scratch}/gil_holder.so"},
                 *({"name": name, "value": value} for name, value in self.environment.items()),
             ],
@@ -167,8 +168,9 @@ class Patient:
         return Episode(harm, rank, at, incident, over.status.attempt_started_at or 0.0, deaths.close())
 
     def _steps_done(self, sight: Sight) -> int:
-        """The least of what living ranks have done in this attempt; 0 while the gang is not whole."""
-        if sight.status.phase is not RunPhase.RUNNING or len(sight.ranks) < self.world_size:
+        """The least of what ranks have done in this attempt; 0 while the gang, or its standbys, are not all there."""
+        whole = len(sight.ranks) == self.world_size and sight.standbys_ready >= self.world_size
+        if sight.status.phase is not RunPhase.RUNNING or not whole:
             return 0
         return min(rank.steps_done for rank in sight.ranks)
 
