@@ -4,13 +4,14 @@
 
 Agents, ranks and evidence are real, and mend's own `diagnose` and `decide` think about them; only the cluster around
 them is left out. The same seed gives the same faults at the same ranks of the same gangs. What is done is appended to
-FOLDER/campaign-SEED.jsonl, and a later call goes on behind it. Every wrong verdict is also written as a line of a
-journal, for `mend replay`.
+FOLDER/campaign-SEED-CODE.jsonl, and a later call with the same code goes on behind it. Every wrong verdict is also
+written as a line of a journal, for `mend replay`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import shutil
@@ -28,16 +29,17 @@ from typing import Any
 
 import msgspec
 import pytest
-import with_tests  # noqa: F401
 from figures import Row, parser, publish
 from rich.console import Console
 from rich.progress import Progress, TaskID
+from with_tests import TESTS
 
 from injection import KINDS, FaultKind, Ground, InjuredGang, Outcome, a_gang, expected, inject
 from mend.decide import decide
 from mend.journal import Entry
 
-OUT = Path(__file__).resolve().parents[1] / "benchmarks" / "out"
+ROOT = TESTS.parent
+OUT = ROOT / "benchmarks" / "out"
 BLOCK = 20  # injections that one gang lives through: its start costs as much as two of them
 SHAPES = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1), (2, 3), (3, 2), (1, 6), (2, 4), (4, 2), (1, 8))
 GROUNDS = (Ground.PLAIN,) * 5 + (Ground.MEMORY, Ground.NETWORK, Ground.CLOCK)
@@ -164,13 +166,21 @@ def rows(results: Sequence[Result]) -> list[Row]:
 
 
 # ---------------------------------------------------------------- doing
+def code_digest() -> str:
+    """Of all that a verdict depends on: what another version of the code has said is no figure of this one."""
+    folders = (ROOT / "operator" / "mend", ROOT / "trainer" / "mend_trainer", TESTS / "programs")
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(map(Path.read_bytes, [*files, TESTS / "injection.py"]))).hexdigest()[:10]
+
+
 class Campaign:
     """Carries plans out, and appends what came of each."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"campaign-{seed}.jsonl"
-        self._wrong = folder / f"campaign-{seed}.wrong.journal.jsonl"
+        name = f"campaign-{seed}-{code_digest()}"
+        self._path = folder / f"{name}.jsonl"
+        self._wrong = folder / f"{name}.wrong.journal.jsonl"
         self.results: dict[int, Result] = {each.plan.number: each for each in self._earlier()}
 
     def _earlier(self) -> list[Result]:
@@ -269,8 +279,9 @@ async def measure(options: Namespace) -> tuple[str, list[Row], Namespace, dict[s
     count = min(options.count, QUICK_COUNT) if options.quick else options.count
     seconds = QUICK_SECONDS if options.quick else float("inf")
     campaign = Campaign(options.out, options.seed)
-    wanted = plans(options.seed, count)
-    todo = [plan for plan in wanted if plan.number not in campaign.results]
+    done = 1 + max(campaign.results, default=-1)
+    wanted = plans(options.seed, max(count, done))  # what a longer call has done is shown, too
+    todo = [plan for plan in wanted[:count] if plan.number not in campaign.results]
     with Progress(console=Console(stderr=True)) as bar:
         task: TaskID = bar.add_task("injections", total=len(wanted), completed=len(wanted) - len(todo))
         await campaign.run(todo, options.gangs, time.monotonic() + seconds, lambda: bar.advance(task))

@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from peers import NVRX, RAY, python_of
 from mend_trainer.procfs import descendants
 
 HERE = Path(__file__).parent
+TRAINER = str(HERE / "peer_trainer.py")
 STEP = re.compile(r"mend\.train: step (\d+) ")
 RANK = re.compile(r"rank (\d+) has pid (\d+)")
 START_SECONDS = 180.0
@@ -39,13 +40,13 @@ class Launcher:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def torchrun() -> Launcher:
+def torchrun(program: Sequence[str] = (TRAINER, "torchrun")) -> Launcher:
     """torchrun, looking at its ranks every 100 ms."""
 
     def command(ranks: int, folder: Path) -> list[str]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
         limits = ["--max-restarts", "100000", "--monitor-interval", "0.1", "--nproc-per-node", str(ranks)]
-        return [*launcher, *limits, str(HERE / "peer_trainer.py"), "torchrun"]
+        return [*launcher, *limits, *program]
 
     # torch 2.13 lets all attempts share one store without a prefix: after a restart gloo finds the addresses of the
     # dead and hangs. A store for each attempt is the kinder setting.
@@ -53,8 +54,8 @@ def torchrun() -> Launcher:
     return Launcher("torchrun", command, re.compile(TORCHRUN_FAILED), kinder)
 
 
-def nvrx() -> Launcher:
-    """NVRx's ft_launcher at its quickest: looks every 100 ms, a heartbeat per step, 1 s of silence is a hang.
+def nvrx(program: Sequence[str] = (TRAINER, "nvrx"), silence_seconds: float = 1.0) -> Launcher:
+    """NVRx's ft_launcher at its quickest: looks every 100 ms, a heartbeat per step, a second of silence is a hang.
 
     A limit below the longest gap between two heartbeats kills healthy ranks, and here that gap holds a save. Raises
     `PeerUnavailable`.
@@ -64,11 +65,11 @@ def nvrx() -> Launcher:
     def command(ranks: int, folder: Path) -> list[str]:
         launcher = [str(python), "-m", "nvidia_resiliency_ext.fault_tolerance.launcher", "--standalone"]
         limits = ["--max-restarts", "100000", "--monitor-interval", "0.1", "--workers-stop-timeout", "0.1"]
-        watch = ["--ft-workload-check-interval", "0.1", "--ft-rank-heartbeat-timeout", "1.0"]
+        watch = ["--ft-workload-check-interval", "0.1", "--ft-rank-heartbeat-timeout", str(silence_seconds)]
         watch += ["--ft-initial-rank-heartbeat-timeout", "60", "--ft-restart-check-interval", "1"]
         watch += ["--ft-enable-nic-monitor", "False", "--ft-restart-policy", "any-failed"]
         ours = ["--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks)]
-        return [*launcher, *ours, *limits, *watch, str(HERE / "peer_trainer.py"), "nvrx"]
+        return [*launcher, *ours, *limits, *watch, *program]
 
     noticed = re.compile(rf"FT timeout elapsed|{TORCHRUN_FAILED}")
     return Launcher("NVRx", command, noticed, {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
