@@ -15,6 +15,17 @@ from typing import Any
 from figures import Row, cells, peer_names
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- figures: by benchmarks/render.py -->", "<!-- end of figures -->"
+IN_README = (  # file, part of the figure's name
+    ("detection", "SIGKILL to a rank: the controller has the incident, p50"),
+    ("detection", "kinds of hang, steps of 0.1 s: noticed, p99"),
+    ("campaign", "verdict not exact"),
+    ("campaign", "innocent workers blamed"),
+    ("recovery", "SIGKILL -> first new step, 2 ranks, rejoin"),
+    ("recovery", "SIGKILL -> first new step, 2 ranks, restart-ranks"),
+    ("recovery", "SIGSTOP -> first new step"),
+    ("overhead", "calls in the rank"),
+)
 ORDER = ("detection", "campaign", "recovery", "overhead", "anatomy")
 INTRODUCTION = """# Figures
 
@@ -32,9 +43,11 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the files are")
     options.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page to write")
+    options.add_argument("--readme", type=Path, default=ROOT / "README.md", help="whose figures to renew")
     chosen = options.parse_args()
     files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in chosen.results.glob("*.json")}
     chosen.out.write_text(page(files), encoding="utf-8")
+    chosen.readme.write_text(renewed(chosen.readme.read_text(encoding="utf-8"), files), encoding="utf-8")
     print(f"{chosen.out}: {sum(len(each['rows']) for each in files.values())} rows of {len(files)} files")
     return 0
 
@@ -43,6 +56,25 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page from the files' contents by name; names that are not in `ORDER` come last."""
     names = sorted(results, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     return "\n".join([INTRODUCTION, *(_section(name, results[name]) for name in names)])
+
+
+def renewed(readme: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The README with today's figures between its two comments. Raises `ValueError` if it has lost them."""
+    before, begun, rest = readme.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not begun or not ended:
+        raise ValueError(f"the README: expected the comments {BEGIN!r} and {END!r}, between which figures are put")
+    return f"{before}{BEGIN}\n{_short_table(results)}{END}{after}"
+
+
+def _short_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    found = []
+    for name, part in IN_README:
+        rows = (Row(**each) for each in results.get(name, {}).get("rows", ()))
+        found += [each for each in rows if part in each.figure][:1]
+    peers = peer_names(found)
+    lines = [cells(each, peers) for each in found]
+    return _table(["", "mend", "target", *peers], [[line[0], line[1], line[6], *line[7:-1]] for line in lines])
 
 
 def _section(name: str, facts: Mapping[str, Any]) -> str:

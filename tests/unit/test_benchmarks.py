@@ -12,7 +12,7 @@ from campaign import BLOCK, Plan, Result, confusion, plans, rows, should, whom, 
 from figures import Row, cells, not_built, row
 from marks import BEGAN, IMPORTED, JOINED, PARTS, RESTORED, STEPPED, Mark, parts
 from peers import Package, PeerUnavailable, python_of
-from render import page
+from render import BEGIN, END, page, renewed
 
 from injection import KINDS, Expected, Ground, Outcome
 from mend.model import FailureClass, Incident, IncidentKind, Verdict
@@ -73,6 +73,24 @@ def test_the_page_shows_matrix_parts_and_picture() -> None:
     assert "| kill | crashed: the guilty | 3 | 3 | 1 |" in text
     assert "| rejoin | 0.020 | 0.100 | 0.120 |" in text
     assert "![T](p.png)" in text
+
+
+def test_the_readme_shows_the_same_figures() -> None:
+    """Between its comments the README has what the files say, and nothing else of it is touched."""
+    figure = row(
+        "SIGSTOP -> first new step, 2 ranks, rejoin", [1.25], 1.5, peers={"torchrun": None}, limit="not in 60 s"
+    )
+    text = renewed(f"before {BEGIN} yesterday {END} after", {"recovery": a_file(figure)})
+    assert text.startswith(f"before {BEGIN}\n")
+    assert text.endswith(f"{END} after")
+    assert "| SIGSTOP -> first new step, 2 ranks, rejoin | 1.25 s | <= 1.5 s | not in 60 s |" in text
+    assert "yesterday" not in text
+
+
+def test_a_readme_without_its_comments_is_left_alone() -> None:
+    """Figures are put between two comments or nowhere."""
+    with pytest.raises(ValueError, match="expected the comments"):
+        renewed("no comments", {})
 
 
 # ---------------------------------------------------------------- the campaign
