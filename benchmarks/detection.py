@@ -20,6 +20,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -63,6 +64,7 @@ class PeerFigures:
 
     kills: list[float] = field(default_factory=list)
     hangs: list[float] = field(default_factory=list)
+    hang_steps: list[float] = field(default_factory=list)
     innocent: int = 0  # hangs of which the first accused was another rank
     why: str = ""
 
@@ -82,15 +84,14 @@ def main() -> int:
 async def measure(options: Namespace) -> list[Row]:
     """All rows."""
     kills, rounds = (15, 1) if options.quick else (100, 6)
+    lengths = (SHORT_STEP,) if options.quick else (SHORT_STEP, LONG_STEP)
     peer_times, patience = (2, 10.0) if options.quick else (10, 60.0)
+    hangs = HANG_KINDS * rounds
     with tempfile.TemporaryDirectory(prefix="mend-bench-") as scratch, Progress(console=Console(stderr=True)) as bar:
         folder = Path(scratch)
-        task = bar.add_task("mend", total=kills + (rounds * 2 if not options.quick else rounds) * len(HANG_KINDS))
-        step = lambda: bar.advance(task)  # noqa: E731
-        killed = await _ours(folder / "kills", [KINDS["kill"]] * kills, KILLED_STEP, step)
-        hung = {SHORT_STEP: await _ours(folder / "short", HANG_KINDS * rounds, SHORT_STEP, step)}
-        if not options.quick:
-            hung[LONG_STEP] = await _ours(folder / "long", HANG_KINDS * rounds, LONG_STEP, step)
+        tell = partial(bar.advance, bar.add_task("mend", total=kills + len(lengths) * len(hangs)))
+        killed = await _ours(folder / "kills", [KINDS["kill"]] * kills, KILLED_STEP, tell)
+        hung = {each: await _ours(folder / f"steps-{each:g}", hangs, each, tell) for each in lengths}
         peers = {"torchrun": await _peer(torchrun, folder, peer_times, 0, patience, bar)}
         peers["NVRx"] = await _peer(nvrx, folder, peer_times, peer_times, patience, bar)
     return [
@@ -122,8 +123,7 @@ def _rows_of_hangs(hung: dict[float, list[Noticed]], peers: dict[str, PeerFigure
     for length, found in hung.items():
         what = f"{len(HANG_KINDS)} kinds of hang, steps of {length:g} s"
         steps = [each.seconds / each.step_seconds for each in found]
-        theirs = {name: each.figure(each.hangs, 0.5) for name, each in peers.items()}
-        in_steps = {name: value / length if isinstance(value, float) else value for name, value in theirs.items()}
+        in_steps = {name: each.figure(each.hang_steps, 0.5) for name, each in peers.items()}
         rows.append(row(f"{what}: noticed, p50", steps, HANG_STEPS, unit="steps", peers=in_steps, limit=never))
         target = max(HANG_SECONDS, HANG_P99_STEPS * length)
         worst = {name: each.figure(each.hangs, 0.99) for name, each in peers.items()}
@@ -215,6 +215,7 @@ async def _peer(
             bar.advance(task)
             if hurt.noticed is not None:
                 (found.kills if is_kill else found.hangs).append(hurt.noticed)
+                found.hang_steps += [] if is_kill else [hurt.noticed / hurt.step_seconds]
                 found.innocent += not is_kill and _accused(run, hurt.at) not in (None, RANKS - 1)
     return found
 

@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from peers import NVRX, RAY, python_of
 
@@ -156,9 +158,13 @@ async def launched(launcher: Launcher, folder: Path, arguments: list[str], ranks
 
 @dataclass(frozen=True, slots=True)
 class Hurt:
-    """A fault at `at` (since the epoch): seconds until it was noticed and until a new step was done; None: never."""
+    """A fault at `at` (since the epoch): seconds until it was noticed and until a new step was done; None: never.
+
+    `step_seconds` is what a step took before it.
+    """
 
     at: float
+    step_seconds: float
     noticed: float | None
     back: float | None
 
@@ -169,12 +175,13 @@ async def injured(run: Launched, number: signal.Signals, patience: float) -> Hur
     What comes back counts even where nothing was said before: the first step of processes that came after is new.
     """
     await run.steady()
+    length = median(after - before for (before, _), (after, _) in pairwise(run.steps))
     victim, at = run.pids[max(run.pids)], time.time()
     os.kill(victim, number)
     back = await run.until(lambda: _new_step(run, at, victim), patience)
     noticed = next((each for each in run.failures if each > at), None)
     run.steps.clear()
-    return Hurt(at, None if noticed is None else noticed - at, None if back is None else back - at)
+    return Hurt(at, length, None if noticed is None else noticed - at, None if back is None else back - at)
 
 
 def _new_step(run: Launched, at: float, victim: int) -> float | None:

@@ -1,7 +1,9 @@
 """The reference trainer as a peer runs it: the same loop, model and checkpoints, plus what that peer wants to be told.
 
-torchrun ... peer_trainer.py torchrun --set ...     nothing more
-ft_launcher ... peer_trainer.py nvrx --set ...      a heartbeat after every step, by NVRx's client
+    torchrun ... peer_trainer.py torchrun --set ...     nothing more
+    ft_launcher ... peer_trainer.py nvrx --set ...      a heartbeat after every step, by NVRx's client
+
+What it imports, and so how long it takes to start, is the same for both.
 """
 
 from __future__ import annotations
