@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -24,15 +23,15 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import with_tests  # noqa: F401
 from figures import Peer, Row, arguments, publish, quantile, row
 from launched import Launched, Launcher, injured, launched, nvrx, torchrun
 from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
+from with_tests import build_gil_holder
 from workbench import Workbench, a_spec
 
-from injection import HUNG, KINDS, PROGRAMS, Blamed, FaultKind, Ground, _build
+from injection import HUNG, KINDS, Blamed, FaultKind, Ground
 
 PROGRAM = Path(__file__).with_name("steady_steps.py")
 TRAINER = ["--set", "steps=1000000", "--set", "log_every_seconds=0"]
@@ -156,9 +155,8 @@ async def _ours(folder: Path, kinds: Sequence[FaultKind], step: float, tell: Cal
     faults = folder / "faults"
     faults.mkdir(parents=True)
     env = {"FAULTS": str(faults), "STEP_SECONDS": str(step)}
-    if shutil.which("gcc") or shutil.which("cc"):
-        _build(PROGRAMS / "gil_holder.c", folder / "gil_holder.so")
-        env["GIL_HOLDER"] = str(folder / "gil_holder.so")
+    if (library := build_gil_holder(folder)) is not None:
+        env["GIL_HOLDER"] = str(library)
     else:
         kinds = [kind for kind in kinds if kind.name != "hold-gil"]
     command = [sys.executable, str(PROGRAM)]

@@ -9,7 +9,6 @@ times are those of the run's status. The same trainer, model and faults under ea
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from launched import Launcher, injured, launched, nvrx, ray_train, torchrun
 from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
-from with_tests import TESTS
+from with_tests import build_gil_holder
 
 from mend.spec import Workers
 
@@ -172,7 +171,8 @@ def _cold(episodes: Sequence[Episode], imports: float) -> Row:
 
 # ---------------------------------------------------------------- doing
 async def _measure_mend(scratch: Path, todo: Sequence[Course], bar: Progress) -> dict[str, list[Episode]]:
-    _build_gil_holder(scratch / "gil_holder.so")
+    if build_gil_holder(scratch) is None:
+        raise SystemExit("recovery.py: needs a C compiler (gcc or cc) to hold the GIL from C; install one")
     task = bar.add_task("mend", total=sum(len(course.harms) for course in todo))
     found = {}
     async with a_hospital(scratch) as hospital:
@@ -184,14 +184,6 @@ async def _measure_mend(scratch: Path, todo: Sequence[Course], bar: Progress) ->
 async def _measure_course(hospital: Hospital, course: Course, tell: Callable[[], None]) -> list[Episode]:
     async with hospital.run(course.name, course.spec) as patient:
         return await patient.episodes(course.harms, tell)
-
-
-def _build_gil_holder(library: Path) -> None:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise SystemExit("recovery.py: needs a C compiler (gcc or cc) to hold the GIL from C")
-    source = TESTS / "programs" / "gil_holder.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
 
 
 def _import_seconds(ranks: int) -> float:

@@ -20,7 +20,6 @@ import with_tests  # noqa: F401
 from agents_real import TOKEN, AgentProcess
 from mend.agents import AgentError, AgentPool, Target
 from mend.decide import decide
-from mend.journal import Entry
 from mend.model import (
     AnyAction,
     CreateWorker,
@@ -40,7 +39,6 @@ from mend.spec import Spec, parse_spec
 
 RUN = ("benchmarks", "run")
 NEVER = 1 << 30
-KEPT_ENTRIES = 2000
 
 
 def a_spec(workers: int, ranks: int, command: Sequence[str], **more: Any) -> Spec:
@@ -99,7 +97,6 @@ class Workbench:
     def __init__(self, spec: Spec, command: Sequence[str], folder: Path, env: Mapping[str, str] = {}) -> None:
         self.spec = spec
         self.status = RunStatus()
-        self.entries: list[Entry] = []  # decisions that changed something, as in a journal
         self.noted_at: dict[int, float] = {}  # incident -> when the status with it was there, by time.time()
         self._command, self._folder, self._env = command, folder, dict(env)
         self._pods: list[Pod] = []
@@ -138,11 +135,6 @@ class Workbench:
     def is_open(self) -> bool:
         """Whether the run is not yet back from an incident."""
         return self.status.open_incident is not None
-
-    def pod_of(self, rank: int) -> Pod:
-        """The pod that holds this rank."""
-        worker = self.status.participants[rank // self.spec.workers.ranks_per_worker]
-        return next(pod for pod in reversed(self._pods) if pod.index == worker and not pod.deleting)
 
     async def until(self, holds: Callable[[], Any], what: str, seconds: float) -> Any:
         """The first true value of `holds`; raises `TimeoutError` with what was waited for."""
@@ -188,11 +180,7 @@ class Workbench:
             self.status = decision.status
             for incident in decision.status.incidents:
                 self.noted_at.setdefault(incident.id, time.time())
-            if decision.status != seen.status or decision.actions:
-                self.entries = [
-                    *self.entries[-KEPT_ENTRIES:],
-                    Entry(now=now, spec=self.spec, seen=seen, decision=decision),
-                ]
+            if decision.status != seen.status:
                 self._changed.set()
             for action in decision.actions:
                 self._do(action)
