@@ -15,6 +15,7 @@ import signal
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import marks
 from episodes import Deaths, Episode, Harm, a_hospital
 from figures import Row, parser, publish, row
-from launched import Launcher, injured, launched, nvrx, torchrun
+from launched import Launched, Launcher, NeverTrained, injured, launched, nvrx, torchrun
 from marks import PARTS
 from peers import PeerUnavailable
 from recovery import TRAINER, Course
@@ -97,7 +98,7 @@ async def _ours(scratch: Path, times: int, bar: Progress) -> dict[str, list[dict
     async with a_hospital(scratch, {marks.ENV: str(file)}) as hospital:
         for course in courses:
             async with hospital.run(course.name, course.spec) as patient:
-                episodes += await patient.episodes(course.harms, lambda: bar.advance(task))
+                episodes += await patient.episodes(course.harms, partial(bar.advance, task))
     written = marks.read(file)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES.values()}
     for each in episodes:
@@ -130,20 +131,28 @@ async def _peer(
     os.environ[marks.ENV] = str(file)
     task = bar.add_task(launcher.name, total=times)
     found = []
-    async with launched(launcher, scratch, [*TRAINER, "--set", f"data.cache={scratch}/data"], RANKS) as run:
-        for _ in range(times):
-            await run.steady()
-            deaths = Deaths(run.pids.values())
-            hurt = await injured(run, signal.SIGKILL, 60.0)
-            ended = deaths.close()
-            bar.advance(task)
-            if hurt.noticed is None or hurt.back is None:
-                continue
-            noticed = hurt.at + hurt.noticed
-            told = [each for each in marks.read(file) if each.at < hurt.at + hurt.back + 1.0]
-            if (parts := marks.parts(hurt.at, noticed, noticed, ended, told)) is not None:
-                found.append(parts)
+    try:
+        async with launched(launcher, scratch, [*TRAINER, "--set", f"data.cache={scratch}/data"], RANKS) as run:
+            for _ in range(times):
+                parts = await _parts_of_peer(run, file)
+                found += [] if parts is None else [parts]
+                bar.advance(task)
+    except NeverTrained as why:
+        Console(stderr=True).print(f"{launcher.name}: {why}")
     return {launcher.name: found}
+
+
+async def _parts_of_peer(run: Launched, file: Path) -> dict[str, float] | None:
+    """Of one recovery from a kill; None if it did not come back, or its marks are not complete."""
+    await run.steady()
+    deaths = Deaths(run.pids.values())
+    hurt = await injured(run, signal.SIGKILL, 60.0)
+    ended = deaths.close()
+    if hurt.noticed is None or hurt.back is None:
+        return None
+    noticed = hurt.at + hurt.noticed
+    told = [each for each in marks.read(file) if each.at < hurt.at + hurt.back + 1.0]
+    return marks.parts(hurt.at, noticed, noticed, ended, told)
 
 
 # ---------------------------------------------------------------- drawing

@@ -14,13 +14,12 @@ import asyncio
 import hashlib
 import json
 import random
-import shutil
 import sys
 import tempfile
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -193,7 +192,7 @@ class Campaign:
                 found.append(msgspec.json.decode(line, type=Result))
         return found
 
-    async def run(self, todo: Sequence[Plan], gangs: int, deadline: float, tell: Any) -> None:
+    async def run(self, todo: Sequence[Plan], gangs: int, deadline: float, tell: Callable[[], object]) -> None:
         """All of them, so many gangs side by side; none is begun after `deadline`, by time.monotonic()."""
         blocks = [list(block) for _, block in groupby(todo, key=lambda plan: plan.number // BLOCK)]
         turn = asyncio.Semaphore(gangs)
@@ -204,20 +203,12 @@ class Campaign:
 
         await asyncio.gather(*map(one, blocks))
 
-    async def _block(self, block: Sequence[Plan], deadline: float, tell: Any) -> None:
+    async def _block(self, block: Sequence[Plan], deadline: float, tell: Callable[[], object]) -> None:
         """One gang after the other until the block is done: what broke a gang is tried once more with a new one."""
         left, broken = list(block), Counter[int]()
         while left and time.monotonic() < deadline:
-            folder = Path(tempfile.mkdtemp(prefix="mend-campaign-"))
             try:
-                first = left[0]
-                ground = Ground[first.ground]
-                async with a_gang(folder, workers=first.workers, ranks=first.ranks, ground=ground) as gang:
-                    while left and time.monotonic() < deadline:
-                        await gang.launch()
-                        self._note(await self._one(left[0], gang))
-                        left.pop(0)
-                        tell()
+                await self._gang(left, deadline, tell)
             except pytest.skip.Exception as why:
                 while left:
                     self._note(Result(left.pop(0), skipped=str(why)))
@@ -226,8 +217,19 @@ class Campaign:
                 broken[left[0].number] += 1
                 if broken[left[0].number] > 1:
                     raise RuntimeError(f"the gang broke twice before {left[0]}: {problem}") from problem
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+
+    async def _gang(self, left: list[Plan], deadline: float, tell: Callable[[], object]) -> None:
+        """Does what is left with one gang, from the front; each is taken off once it is done."""
+        ground = Ground[left[0].ground]
+        with tempfile.TemporaryDirectory(prefix="mend-campaign-", ignore_cleanup_errors=True) as folder:
+            async with a_gang(
+                Path(folder) / "gang", workers=left[0].workers, ranks=left[0].ranks, ground=ground
+            ) as gang:
+                while left and time.monotonic() < deadline:
+                    await gang.launch()
+                    self._note(await self._one(left[0], gang))
+                    left.pop(0)
+                    tell()
 
     async def _one(self, plan: Plan, gang: InjuredGang) -> Result:
         kind = KINDS[plan.kind]

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 
 from figures import Peer, Row, arguments, publish, quantile, row
-from launched import Launched, Launcher, injured, launched, nvrx, torchrun
+from launched import Launched, Launcher, NeverTrained, injured, launched, nvrx, torchrun
 from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
@@ -163,8 +163,12 @@ async def _ours(folder: Path, kinds: Sequence[FaultKind], step: float, tell: Cal
     found = []
     async with Workbench(a_spec(RANKS, 1, command), command, folder, env) as bench:
         for number, kind in enumerate(kinds):
-            await bench.until(lambda: bench.steps_done() >= LEARNT_STEPS, "steady steps", PATIENCE_SECONDS)
-            found.append(await _one(bench, kind, number % RANKS, faults))
+            try:
+                await bench.until(lambda: bench.steps_done() >= LEARNT_STEPS, "steady steps", PATIENCE_SECONDS)
+                found.append(await _one(bench, kind, number % RANKS, faults))
+            except TimeoutError as why:  # fewer samples say so, and the rest is not lost
+                print(f"{kind.name}: {why}", file=sys.stderr)
+                break
             tell()
     return found
 
@@ -205,17 +209,26 @@ async def _peer(
         launcher = await asyncio.to_thread(make)
     except PeerUnavailable as why:
         return PeerFigures(why=str(why))
-    task = bar.add_task(launcher.name, total=kills + hangs)
-    async with launched(launcher, folder, [*TRAINER, "--set", f"data.cache={folder}/data"], RANKS) as run:
-        for number in range(kills + hangs):
-            is_kill = number < kills
-            hurt = await injured(run, signal.SIGKILL if is_kill else signal.SIGSTOP, max(patience, 30.0))
-            bar.advance(task)
-            if hurt.noticed is not None:
-                (found.kills if is_kill else found.hangs).append(hurt.noticed)
-                found.hang_steps += [] if is_kill else [hurt.noticed / hurt.step_seconds]
-                found.innocent += not is_kill and _accused(run, hurt.at) not in (None, RANKS - 1)
+    tell = partial(bar.advance, bar.add_task(launcher.name, total=kills + hangs))
+    try:
+        async with launched(launcher, folder, [*TRAINER, "--set", f"data.cache={folder}/data"], RANKS) as run:
+            for number in range(kills + hangs):
+                await _hurt_peer(run, number < kills, max(patience, 30.0), found)
+                tell()
+    except NeverTrained as why:
+        print(f"{launcher.name}: {why}", file=sys.stderr)
+        found.why = "" if found.kills else "did not train steadily"
     return found
+
+
+async def _hurt_peer(run: Launched, is_kill: bool, patience: float, found: PeerFigures) -> None:
+    hurt = await injured(run, signal.SIGKILL if is_kill else signal.SIGSTOP, patience)
+    if hurt.noticed is None:
+        return
+    (found.kills if is_kill else found.hangs).append(hurt.noticed)
+    if not is_kill:
+        found.hang_steps.append(hurt.noticed / hurt.step_seconds)
+        found.innocent += _accused(run, hurt.at) not in (None, RANKS - 1)
 
 
 ACCUSED = re.compile(r"RankMonServer\S+:(\d+)\].*FT timeout elapsed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -27,7 +28,11 @@ NAMESPACE = "default"
 PROGRAM = Path(__file__).with_name("hurtable_trainer.py")
 PRELOAD = "mend_trainer.train,transformers.models.llama.modeling_llama,marks"  # what mend's own command preloads
 STEPS_BETWEEN = 12  # enough that the step's limit is learnt and a checkpoint is committed
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 120.0
+
+
+class NotBack(Exception):
+    """The run has failed, or does not come to where it should within `PATIENCE_SECONDS`."""
 
 
 class Harm(StrEnum):
@@ -142,11 +147,18 @@ class Patient:
     name: str
     world_size: int
 
-    async def episodes(self, harms: Iterable[Harm], tell: Callable[[], None]) -> list[Episode]:
-        """One after the other, each once the run trains steadily; ranks take turns."""
-        found = []
+    async def episodes(self, harms: Iterable[Harm], tell: Callable[[], object]) -> list[Episode]:
+        """One after the other, each once the run trains steadily; ranks take turns.
+
+        A run that does not come back ends the list, not the benchmark: fewer samples say so.
+        """
+        found: list[Episode] = []
         for number, harm in enumerate(harms):
-            found.append(await self.episode(harm, (number + 1) % self.world_size))
+            try:
+                found.append(await self.episode(harm, (number + 1) % self.world_size))
+            except NotBack as why:
+                print(f"run {self.name}, {harm}: {why}", file=sys.stderr)
+                break
             tell()
         return found
 
@@ -181,9 +193,11 @@ class Patient:
             if is_so(sight):
                 return sight
             if sight.status.phase is RunPhase.FAILED:
-                raise RuntimeError(f"run {self.name} has failed: {[each.message for each in sight.status.conditions]}")
+                raise NotBack(f"it has failed: {[each.message for each in sight.status.conditions]}")
             await asyncio.sleep(0.05)
-        raise RuntimeError(f"not within {PATIENCE_SECONDS} s: run {self.name} {what}; {sight.status}")
+        raise NotBack(
+            f"not within {PATIENCE_SECONDS:.0f} s: {what}; {sight.status.phase}, {sight.status.incidents[-1:]}"
+        )
 
 
 class Deaths:

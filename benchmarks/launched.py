@@ -90,6 +90,10 @@ def ray_train() -> Launcher:
     return Launcher("Ray Train", command, noticed)
 
 
+class NeverTrained(Exception):
+    """A peer does not come to train steadily; the message is what it said last."""
+
+
 @dataclass(slots=True)
 class Launched:
     """A running peer, and what its output has told so far, with the time of each line."""
@@ -115,11 +119,11 @@ class Launched:
                 self.failures.append(now)
 
     async def steady(self) -> None:
-        """It has trained for some steps since the last fault. Raises `RuntimeError` with its last lines if not."""
+        """It has trained for some steps since the last fault. Raises `NeverTrained` if not."""
         if await self.until(lambda: self.steps[-1][0] if len(self.steps) > STEADY_STEPS else None, START_SECONDS):
             return
         said = "\n".join(line for _, line in self.lines[-20:])
-        raise RuntimeError(f"the peer never trained steadily:\n{said}")
+        raise NeverTrained(f"not for {STEADY_STEPS} steps within {START_SECONDS:.0f} s:\n{said}")
 
     async def until(self, what: Callable[[], float | None], seconds: float) -> float | None:
         """When something has happened, as `what` says; None if it has not within `seconds`."""

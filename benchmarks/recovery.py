@@ -17,13 +17,14 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from episodes import Episode, Harm, Hospital, a_hospital
+from episodes import Episode, Harm, a_hospital
 from figures import Peer, Row, arguments, not_built, publish, row
-from launched import Launcher, injured, launched, nvrx, ray_train, torchrun
+from launched import Launcher, NeverTrained, injured, launched, nvrx, ray_train, torchrun
 from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
@@ -67,7 +68,7 @@ class Course:
 
 @dataclass(slots=True)
 class PeerTimes:
-    """Seconds to the first new step by (ranks, signal); `why` a peer was not measured."""
+    """Seconds to the first new step by ranks; `why` nothing of a peer was measured, or not for other numbers."""
 
     kills: dict[int, list[float]] = field(default_factory=dict)
     hang: float | None = None
@@ -75,16 +76,14 @@ class PeerTimes:
 
     def killed(self, ranks: int) -> Peer:
         """The median after a kill."""
-        if self.why:
-            return self.why
         if ranks not in self.kills:
-            return "not with --quick"
+            return self.why
         return round(median(self.kills[ranks]), 3) if self.kills[ranks] else None
 
     @property
     def hung(self) -> Peer:
         """After a SIGSTOP; None if it did not come back."""
-        return self.why or self.hang
+        return self.hang if self.kills else self.why
 
 
 def main() -> int:
@@ -161,12 +160,13 @@ def _of(what: str, episodes: Sequence[Episode], target: float, **more: Any) -> R
 
 def _cold(episodes: Sequence[Episode], imports: float) -> Row:
     """Cold may cost what warm costs, and the imports that standbys save, measured by themselves."""
+    what = "SIGKILL -> first new step, 2 ranks, cold"
     warm = [each.recovered for each in episodes if each.harm is Harm.KILL]
-    cold = [each for each in episodes if each.harm is Harm.KILL_COLD]
-    target = COLD_SLACK * (median(warm) + imports)
+    cold = [each.recovered for each in episodes if each.harm is Harm.KILL_COLD]
+    if not warm:
+        return row(what, [], 0.0, note="not measured: nor was warm")
     parts = f"warm {median(warm):.2f} s, imports of 2 ranks at once {imports:.2f} s, and 10%"
-    found = _of("SIGKILL -> first new step, 2 ranks, cold", cold, round(target, 3))
-    return Row(**{name: getattr(found, name) for name in found.__slots__ if name != "note"}, note=parts)
+    return row(what, cold, round(COLD_SLACK * (median(warm) + imports), 3), note=parts)
 
 
 # ---------------------------------------------------------------- doing
@@ -177,13 +177,9 @@ async def _measure_mend(scratch: Path, todo: Sequence[Course], bar: Progress) ->
     found = {}
     async with a_hospital(scratch) as hospital:
         for course in todo:
-            found[course.name] = await _measure_course(hospital, course, lambda: bar.advance(task))
+            async with hospital.run(course.name, course.spec) as patient:
+                found[course.name] = await patient.episodes(course.harms, partial(bar.advance, task))
     return found
-
-
-async def _measure_course(hospital: Hospital, course: Course, tell: Callable[[], None]) -> list[Episode]:
-    async with hospital.run(course.name, course.spec) as patient:
-        return await patient.episodes(course.harms, tell)
 
 
 def _import_seconds(ranks: int) -> float:
@@ -205,19 +201,38 @@ async def _measure_peer(
         launcher = await asyncio.to_thread(make)
     except PeerUnavailable as why:
         return PeerTimes(why=str(why))
-    task = bar.add_task(launcher.name, total=len(sizes) * times + 1)
-    arguments = [*TRAINER, "--set", f"data.cache={scratch}/data"]
-    found = PeerTimes()
+    found = PeerTimes(why="not with --quick")
+    tell = partial(bar.advance, bar.add_task(launcher.name, total=len(sizes) * times + 1))
     for size in sizes:
-        async with launched(launcher, scratch, arguments, size) as run:
-            for _ in range(times):
-                back = (await injured(run, signal.SIGKILL, max(patience, 60.0))).back
-                found.kills.setdefault(size, []).extend([] if back is None else [back])
-                bar.advance(task)
-            if size == sizes[0]:
-                found.hang = (await injured(run, signal.SIGSTOP, patience)).back
-                bar.advance(task)
+        try:
+            await _measure_size(launcher, scratch, size, times, patience, found, tell)
+        except NeverTrained as why:
+            print(f"{launcher.name}, {size} ranks: {why}", file=sys.stderr)
+            found.why = "did not train steadily"
     return found
+
+
+async def _measure_size(
+    launcher: Launcher,
+    scratch: Path,
+    size: int,
+    times: int,
+    patience: float,
+    found: PeerTimes,
+    tell: Callable[[], object],
+) -> None:
+    """Kills with so many ranks; with two also a hang, after which a peer may be left standing."""
+    arguments = [*TRAINER, "--set", f"data.cache={scratch}/data"]
+    async with launched(launcher, scratch, arguments, size) as run:
+        await run.steady()
+        kills = found.kills.setdefault(size, [])
+        for _ in range(times):
+            back = (await injured(run, signal.SIGKILL, max(patience, 60.0))).back
+            kills.extend([] if back is None else [back])
+            tell()
+        if size == 2:
+            found.hang = (await injured(run, signal.SIGSTOP, patience)).back
+            tell()
 
 
 if __name__ == "__main__":
