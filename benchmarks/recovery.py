@@ -107,7 +107,7 @@ def courses(quick: bool) -> list[Course]:
 
 async def measure(options: Namespace) -> list[Row]:
     """All rows."""
-    patience, times = (8.0, 1) if options.quick else (150.0, 5)
+    patience, times = (20.0, 1) if options.quick else (150.0, 5)
     with tempfile.TemporaryDirectory(prefix="mb-") as folder, Progress(console=Console(stderr=True)) as bar:
         scratch = Path(folder)
         imports = await asyncio.to_thread(_import_seconds, 2)

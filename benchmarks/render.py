@@ -74,7 +74,16 @@ def _short_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         found += [each for each in rows if part in each.figure][:1]
     peers = peer_names(found)
     lines = [cells(each, peers) for each in found]
-    return _table(["", "mend", "target", *peers], [[line[0], line[1], line[6], *line[7:-1]] for line in lines])
+    table = _table(["", "mend", "target", *peers], [[line[0], line[1], line[6], *line[7:-1]] for line in lines])
+    return f"{table}\n{'; '.join(_where(results))}.\n"
+
+
+def _where(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """On which machines, and how busy with other things, the figures in the README were taken."""
+    used = {name: results[name] for name, _ in IN_README if name in results}
+    busy = ", ".join(f"{name} {each['load_at_start']:g}" for name, each in used.items() if "load_at_start" in each)
+    machines = dict.fromkeys(each["machine"] for each in used.values())
+    return [*machines, *([f"load when it began: {busy}"] if busy else [])]
 
 
 def _section(name: str, facts: Mapping[str, Any]) -> str:
