@@ -169,7 +169,7 @@ def code_digest() -> str:
     """Of all that a verdict depends on: what another version of the code has said is no figure of this one."""
     folders = (ROOT / "operator" / "mend", ROOT / "trainer" / "mend_trainer", TESTS / "programs")
     files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    return hashlib.sha256(b"".join(map(Path.read_bytes, [*files, TESTS / "injection.py"]))).hexdigest()[:10]
+    return hashlib.sha256(b"".join(map(Path.read_bytes, [*files, *sorted(TESTS.glob("inj*.py"))]))).hexdigest()[:10]
 
 
 class Campaign:
@@ -222,9 +222,7 @@ class Campaign:
         """Does what is left with one gang, from the front; each is taken off once it is done."""
         ground = Ground[left[0].ground]
         with tempfile.TemporaryDirectory(prefix="mend-campaign-", ignore_cleanup_errors=True) as folder:
-            async with a_gang(
-                Path(folder) / "gang", workers=left[0].workers, ranks=left[0].ranks, ground=ground
-            ) as gang:
+            async with a_gang(Path(folder), workers=left[0].workers, ranks=left[0].ranks, ground=ground) as gang:
                 while left and time.monotonic() < deadline:
                     await gang.launch()
                     self._note(await self._one(left[0], gang))
