@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,13 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {memory:.0f} GiB, {system}"
 
 
+def command(words: Sequence[str]) -> str:
+    """The command without its options for where results go: they change no figure."""
+    kept = [word for before, word in pairwise(["", *words]) if not {before, word} & OUTPUTS]
+    return " ".join(["python", *kept])
+
+
+OUTPUTS = {"--json", "--out", "--picture"}
 LOAD_AT_START = os.getloadavg()[0]
 
 
@@ -127,7 +135,7 @@ def publish(title: str, rows: Sequence[Row], options: argparse.Namespace, more: 
             "title": title,
             "machine": machine(),
             "load_at_start": round(LOAD_AT_START, 1),
-            "command": " ".join(["python", *sys.argv]),
+            "command": command(sys.argv),
             "rows": [asdict(each) for each in rows],
             **(more or {}),
         }

@@ -89,7 +89,8 @@ def parts(
     """
     ended = max((each for each in deaths if each > at), default=decided)
     after = [each for each in marks if each.at > at]
-    came = {each.pid for each in after if each.what == IMPORTED}
+    # A start that failed on its way, and was tried again, counts as part of what it takes to spawn.
+    came = {each.pid for each in after if each.what == IMPORTED} & {each.pid for each in after if each.what == STEPPED}
     if not came:
         return None
     told = {

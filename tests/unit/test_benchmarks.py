@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from campaign import BLOCK, Plan, Result, confusion, plans, rows, should, whom, wrong_workers
-from figures import Row, cells, not_built, row
+from figures import Row, cells, command, not_built, row
 from marks import BEGAN, IMPORTED, JOINED, PARTS, RESTORED, STEPPED, Mark, parts
 from peers import Package, PeerUnavailable, python_of
 from render import BEGIN, END, page, renewed
@@ -44,6 +44,12 @@ def test_a_peer_is_a_figure_a_reason_or_never() -> None:
     """Peers' cells tell the factor over ours, why there is none, or how long was waited in vain."""
     told = row("x", [2.0], 3.0, peers={"A": 8.0, "B": None, "C": "could not install it"}, limit="not in 60 s")
     assert cells(told, ["A", "B", "C", "D"])[-5:-1] == ["8 s (4.0x)", "not in 60 s", "could not install it", "-"]
+
+
+def test_the_command_is_told_without_the_places_of_its_results() -> None:
+    """Where files are put belongs to the machine, not to the figure."""
+    words = ["benchmarks/x.py", "--quick", "--json", "/tmp/x.json", "--seed", "3", "--out", "/tmp/out"]
+    assert command(words) == "python benchmarks/x.py --quick --seed 3"
 
 
 def a_file(*rows: Row, **more: object) -> dict[str, object]:
@@ -213,6 +219,16 @@ def test_a_standby_has_nothing_to_import() -> None:
     assert found["import"] == 0.0
     assert found["spawn"] == pytest.approx(0.1)
     assert sum(found.values()) == pytest.approx(0.7)
+
+
+def test_a_start_that_failed_belongs_to_the_spawn() -> None:
+    """A process that never got to a step is no part of the gang that came back."""
+    failed = the_way(10, 0, (101.0, BEGAN), (102.0, IMPORTED))
+    second = the_way(11, 0, (103.0, BEGAN), (104.0, IMPORTED), (104.1, JOINED), (104.2, RESTORED), (104.5, STEPPED))
+    found = parts(100.0, 100.2, 100.2, [100.3], [*failed, *second])
+    assert found is not None
+    assert found["spawn"] == pytest.approx(2.7)
+    assert sum(found.values()) == pytest.approx(4.5)
 
 
 def test_an_unfinished_recovery_has_no_parts() -> None:
