@@ -3,6 +3,10 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+BENCHMARKS = $(filter-out campaign,$(patsubst benchmarks/%.py,%,$(shell grep -l 'return publish' benchmarks/*.py)))
+FAULTS ?= 1000
+SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +14,10 @@ READY := $(VENV)/.ready
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fmt manifests clean
+.PHONY: help demo test check bench bench-faults fmt manifests clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: $(READY) ## a training run is hurt twice and comes back (4 minutes)
 	$(call say,demo: a laptop-sized cluster with a run that crashes and hangs)
@@ -36,9 +40,18 @@ check: $(READY) ## everything that needs no server: style, types, layers, genera
 	$(call say,check: guards)
 	@$(BIN)/python -m pytest -q tests/unit/test_house_*.py tests/unit/test_crd_*.py tests/unit/test_chart_*.py
 
-bench: $(READY) ## the figures, one program each; BENCH_ARGS=--quick for a first look
-	@for each in $$(grep -l __main__ benchmarks/*.py); do \
-	  printf '\033[1m%s\033[0m\n' "bench: $$each"; $(BIN)/python $$each $(BENCH_ARGS) || exit 1; done
+bench: $(READY) ## the figures and docs/benchmarks.md; BENCH_ARGS=--quick for a first look
+	@for each in $(BENCHMARKS); do \
+	  printf '\033[1m%s\033[0m\n' "bench: $$each"; \
+	  $(BIN)/python benchmarks/$$each.py $(BENCH_ARGS) --json benchmarks/results/$$each.json || exit 1; done
+	$(call say,bench: the injection campaign in its short form)
+	@$(BIN)/python benchmarks/campaign.py --count 100 $(BENCH_ARGS) --json benchmarks/results/campaign.json
+	@$(BIN)/python benchmarks/render.py
+
+bench-faults: $(READY) ## 1,000 faults of every kind at real gangs, and who was blamed; FAULTS=N SEED=S
+	$(call say,bench: $(FAULTS) injections with seed $(SEED))
+	@$(BIN)/python benchmarks/campaign.py --count $(FAULTS) --seed $(SEED) --json benchmarks/results/campaign.json
+	@$(BIN)/python benchmarks/render.py
 
 fmt: $(READY) ## put the code into its form
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .

@@ -1,167 +1,238 @@
-"""Seconds from a fault to its detection and to the first new step, on the local cluster, beside torchrun.
+"""Seconds from a fault to the first new step of all ranks, by every way back, beside torchrun, NVRx and Ray Train.
 
     python benchmarks/recovery.py [--quick] [--json FILE]
 
-One run of 2 workers with 1 rank each is killed (SIGKILL) and stopped (SIGSTOP) again and again; detection is the time
-in the run's status, recovery the first new step of all ranks. The same trainer, model and faults under
-`torchrun --max-restarts`, on the same machine, right after: it notices by its own log, and a hang not at all.
+Runs of the reference trainer on the local cluster, with a checkpoint to S3 every 5 steps, are hurt again and again;
+times are those of the run's status. The same trainer, model and faults under each peer, right after.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from figures import Row, arguments, publish, row
+from episodes import Episode, Harm, a_hospital
+from figures import Peer, Row, arguments, not_built, publish, row
+from launched import Launcher, NeverTrained, injured, launched, nvrx, ray_train, torchrun
+from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
-from torchrun_peer import injured, torchrun
+from with_tests import build_gil_holder
 
-from mend.apply import TRAINING_RUNS
-from mend.demo.watch import Harm, Sight, Watcher, injure
-from mend.kube.client import KubeClient
-from mend.model import RunPhase
-from mend_local.bootstrap import S3_SECRET
-from mend_local.cluster import LocalCluster
+from mend.spec import Workers
 
-NAME, NAMESPACE, RANKS = "bench", "default", 2
-TRAINER = ["mend_trainer.train", "--set", "steps=1000000", "--set", "log_every_seconds=0"]
-STEPS_BETWEEN = 12  # enough that the step's limit is learnt and a checkpoint is committed
-DETECT_CRASH, DETECT_HANG, RECOVER = 0.2, 2.0, 3.0
-PATIENCE_SECONDS = 300.0
+TRAINER = ["--set", "steps=1000000", "--set", "log_every_seconds=0"]
+HANGS = (Harm.STOP, Harm.SLEEP, Harm.HOLD_GIL)
+REJOIN = {2: 0.5, 4: 0.8}
+RESTART = {2: 0.8, 4: 1.2}
+SPARE, NEW_POD = 2.0, 5.0
+HANG_SECONDS = 1.0  # what noticing may take, on top of the way back
+COLD_SLACK = 1.1
+PEERS: tuple[tuple[str, Callable[[], Launcher]], ...] = (
+    ("torchrun", torchrun),
+    ("NVRx", nvrx),
+    ("Ray Train", ray_train),
+)
+HAS_SPARES = "spares" in Workers.__struct_fields__
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A run and what is done to it."""
+
+    name: str
+    ranks: int
+    harms: Sequence[Harm]
+    first_tier: str = "rejoin"
+    spares: int = 0
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Two workers, as everywhere."""
+        workers = {"replicas": 2, "ranksPerWorker": self.ranks // 2}
+        if self.spares:
+            workers["spares"] = self.spares
+        return {"workers": workers, "recovery": {"firstTier": self.first_tier}}
+
+
+@dataclass(slots=True)
+class PeerTimes:
+    """Seconds to the first new step by ranks; `why` nothing of a peer was measured, or not for other numbers."""
+
+    kills: dict[int, list[float]] = field(default_factory=dict)
+    hang: float | None = None
+    why: str = ""
+
+    def killed(self, ranks: int) -> Peer:
+        """The median after a kill."""
+        if ranks not in self.kills:
+            return self.why
+        return round(median(self.kills[ranks]), 3) if self.kills[ranks] else None
+
+    @property
+    def hung(self) -> Peer:
+        """After a SIGSTOP; None if it did not come back."""
+        return self.hang if self.kills else self.why
 
 
 def main() -> int:
     """Run it."""
     options = arguments(__doc__ or "")
-    return publish("Detection and recovery", asyncio.run(measure(options)), options)
+    return publish("Recovery", asyncio.run(measure(options)), options)
+
+
+def courses(quick: bool) -> list[Course]:
+    """All runs."""
+    many, some, few = (2, 1, 1) if quick else (20, 6, 5)
+    found = [
+        Course("rejoin-2", 2, [Harm.KILL] * many + [*HANGS] * few),
+        Course("restart-2", 2, [Harm.KILL] * many + [Harm.KILL_COLD] * few, first_tier="restart-ranks"),
+        Course("rejoin-4", 4, [Harm.KILL] * some),
+        Course("restart-4", 4, [Harm.KILL] * some, first_tier="restart-ranks"),
+        Course("new-pod", 2, [Harm.KILL_AGENT] * few),
+    ]
+    return [*found, Course("spare", 2, [Harm.KILL_AGENT] * few, spares=1)] if HAS_SPARES else found
 
 
 async def measure(options: Namespace) -> list[Row]:
     """All rows."""
-    times = 3 if options.quick else 20
-    hang_patience = 15.0 if options.quick else 60.0
-    with tempfile.TemporaryDirectory(prefix="mend-bench-") as scratch, Progress(console=Console(stderr=True)) as bar:
-        ours = await _measure_mend(Path(scratch), times, bar)
-        theirs = await _measure_torchrun(Path(scratch), 1 if options.quick else 5, hang_patience, bar)
-    rows = []
-    for harm, target in ((Harm.CRASH, DETECT_CRASH), (Harm.HANG, DETECT_HANG)):
-        detect, recover = zip(*ours[harm], strict=True)
-        their_detect, their_recover = theirs[harm]
-        limit = f"not in {hang_patience:.0f} s"
-        rows.append(row(f"{harm}: fault to detection", detect, target, peers={"torchrun": their_detect}, limit=limit))
-        rows.append(
-            row(f"{harm}: fault to first new step", recover, RECOVER, peers={"torchrun": their_recover}, limit=limit)
-        )
-    return rows
+    patience, times = (20.0, 1) if options.quick else (150.0, 5)
+    with tempfile.TemporaryDirectory(prefix="mb-") as folder, Progress(console=Console(stderr=True)) as bar:
+        scratch = Path(folder)
+        imports = await asyncio.to_thread(_import_seconds, 2)
+        ours = await _measure_mend(scratch, courses(options.quick), bar)
+        theirs = {}
+        for name, make in PEERS:
+            if options.quick and name == "Ray Train":  # half a minute until it trains
+                theirs[name] = PeerTimes(why="not with --quick")
+            else:
+                sizes = (2,) if options.quick else (2, 4)
+                theirs[name] = await _measure_peer(make, scratch, sizes, times, patience, bar)
+    return rows(ours, theirs, imports, patience)
 
 
-async def _measure_mend(scratch: Path, times: int, bar: Progress) -> dict[Harm, list[tuple[float, float]]]:
-    results: dict[Harm, list[tuple[float, float]]] = {Harm.CRASH: [], Harm.HANG: []}
-    task = bar.add_task("mend: injections", total=2 * times)
-    async with LocalCluster(scratch / "cluster") as cluster:
-        client = await KubeClient.from_kubeconfig(str(cluster.kubeconfig))
-        watcher = Watcher(client, NAMESPACE)
+def rows(ours: dict[str, list[Episode]], theirs: dict[str, PeerTimes], imports: float, patience: float) -> list[Row]:
+    """Episodes and peers' times, as figures."""
+    limit = f"not in {patience:.0f} s"
+    killed = {size: {name: each.killed(size) for name, each in theirs.items()} for size in (2, 4)}
+    hung = {name: each.hung for name, each in theirs.items()}
+    found = []
+    for way, targets in (("rejoin", REJOIN), ("restart", RESTART)):
+        for size, target in targets.items():
+            done = [each for each in ours[f"{way}-{size}"] if each.harm is Harm.KILL]
+            words = {"rejoin": "rejoin", "restart": "restart-ranks with standbys"}[way]
+            what = f"SIGKILL -> first new step, {size} ranks, {words}"
+            found.append(_of(what, done, target, peers=killed[size], limit=limit))
+    for harm in HANGS:
+        done = [each for each in ours["rejoin-2"] if each.harm is harm]
+        target = HANG_SECONDS + REJOIN[2]
+        found.append(_of(f"{harm} -> first new step, 2 ranks, rejoin", done, target, peers=hung, limit=limit))
+    found.append(_cold(ours["restart-2"], imports))
+    found.append(_of("worker lost -> first new step, by a new pod", ours["new-pod"], NEW_POD))
+    if HAS_SPARES:
+        found.append(_of("worker lost -> first new step, by a spare", ours["spare"], SPARE))
+    else:
+        found.append(not_built("worker lost -> first new step, by a spare", SPARE, what="spec.workers.spares"))
+    everything = [each for course in ours.values() for each in course]
+    noticed = [1000 * each.detected for each in everything if each.harm is Harm.KILL]
+    found.append(row("SIGKILL -> incident in the run's status, whole cluster", noticed, 20.0, unit="ms"))
+    return found
+
+
+def _of(what: str, episodes: Sequence[Episode], target: float, **more: Any) -> Row:
+    """The row of these episodes; ways back that were not the expected ones are said."""
+    tiers = sorted({str(each.incident.tier) for each in episodes})
+    wrong = sum(each.harm is not Harm.KILL_AGENT and each.incident.culprit_ranks != (each.rank,) for each in episodes)
+    note = f"by {', '.join(tiers)}" + (f"; {wrong} of {len(episodes)} blamed on others" if wrong else "")
+    return row(what, [each.recovered for each in episodes], target, note=note, **more)
+
+
+def _cold(episodes: Sequence[Episode], imports: float) -> Row:
+    """Cold may cost what warm costs, and the imports that standbys save, measured by themselves."""
+    what = "SIGKILL -> first new step, 2 ranks, cold"
+    warm = [each.recovered for each in episodes if each.harm is Harm.KILL]
+    cold = [each.recovered for each in episodes if each.harm is Harm.KILL_COLD]
+    if not warm:
+        return row(what, [], 0.0, note="not measured: nor was warm")
+    parts = f"warm {median(warm):.2f} s, imports of 2 ranks at once {imports:.2f} s, and 10%"
+    return row(what, cold, round(COLD_SLACK * (median(warm) + imports), 3), note=parts)
+
+
+# ---------------------------------------------------------------- doing
+async def _measure_mend(scratch: Path, todo: Sequence[Course], bar: Progress) -> dict[str, list[Episode]]:
+    if build_gil_holder(scratch) is None:
+        raise SystemExit("recovery.py: needs a C compiler (gcc or cc) to hold the GIL from C; install one")
+    task = bar.add_task("mend", total=sum(len(course.harms) for course in todo))
+    found = {}
+    async with a_hospital(scratch) as hospital:
+        for course in todo:
+            async with hospital.run(course.name, course.spec) as patient:
+                found[course.name] = await patient.episodes(course.harms, partial(bar.advance, task))
+    return found
+
+
+def _import_seconds(ranks: int) -> float:
+    """How long so many processes take, at once, to start Python and import what a rank needs; the second time."""
+    command = [sys.executable, "-c", "import mend_trainer.train, torch._dynamo"]
+    for _ in range(2):
+        began = time.monotonic()
+        started = [subprocess.Popen(command) for _ in range(ranks)]
+        for each in started:
+            each.wait()
+        seconds = time.monotonic() - began
+    return seconds
+
+
+async def _measure_peer(
+    make: Callable[[], Launcher], scratch: Path, sizes: Sequence[int], times: int, patience: float, bar: Progress
+) -> PeerTimes:
+    try:
+        launcher = await asyncio.to_thread(make)
+    except PeerUnavailable as why:
+        return PeerTimes(why=str(why))
+    found = PeerTimes(why="not with --quick")
+    tell = partial(bar.advance, bar.add_task(launcher.name, total=len(sizes) * times + 1))
+    for size in sizes:
         try:
-            await client.create(TRAINING_RUNS, NAMESPACE, _run(cluster, scratch))
-            for number in range(2 * times):
-                harm = (Harm.CRASH, Harm.HANG)[number % 2]
-                results[harm].append(await _injure_once(watcher, harm, rank=number // 2 % RANKS))
-                bar.advance(task)
-        finally:
-            await watcher.close()
-            await client.close()
-    return results
+            await _measure_size(launcher, scratch, size, times, patience, found, tell)
+        except NeverTrained as why:
+            print(f"{launcher.name}, {size} ranks: {why}", file=sys.stderr)
+            found.why = "did not train steadily"
+    return found
 
 
-async def _injure_once(watcher: Watcher, harm: Harm, rank: int) -> tuple[float, float]:
-    """(seconds to detect, seconds to recover) of one fault, once the run trains steadily."""
-    steady = await _until(watcher, lambda sight: _steps_done(sight) >= STEPS_BETWEEN)
-    before = len(steady.status.incidents) and steady.status.incidents[-1].id
-    injection = injure(steady, rank, harm)
-    assert injection is not None, f"rank {rank} is not there"
-
-    def is_over(sight: Sight) -> bool:
-        last = sight.status.incidents[-1] if sight.status.incidents else None
-        return last is not None and last.id > before and not last.is_open
-
-    incident = (await _until(watcher, is_over)).status.incidents[-1]
-    assert incident.recovered_at is not None
-    if incident.culprit_ranks != (rank,):
-        raise RuntimeError(f"{harm} of rank {rank}: blamed was {incident.culprit_ranks}: {incident.summary}")
-    return incident.detected_at - injection.at, incident.recovered_at - injection.at
-
-
-def _steps_done(sight: Sight) -> int:
-    if sight.status.phase is not RunPhase.RUNNING or len(sight.ranks) < RANKS:
-        return 0
-    return min(rank.steps_done for rank in sight.ranks)
-
-
-async def _until(watcher: Watcher, is_so: Any) -> Sight:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        sight = await watcher.see(NAME)
-        if is_so(sight):
-            return sight
-        if sight.status.phase is RunPhase.FAILED:
-            raise RuntimeError(f"the run has failed: {[each.message for each in sight.status.conditions]}")
-        await asyncio.sleep(0.02)
-    raise RuntimeError(f"nothing moved for {PATIENCE_SECONDS} s: {sight}")
-
-
-def _run(cluster: LocalCluster, scratch: Path) -> dict[str, Any]:
-    assert cluster.s3 is not None
-    trainer = {
-        "name": "trainer",
-        "image": "mend-trainer",
-        "command": ["python", "-m", *TRAINER, "--set", f"data.cache={scratch}/data"],
-        "env": [
-            {"name": "GLOO_SOCKET_IFNAME", "value": "lo"},
-            {"name": "MEND_PRELOAD", "value": "mend_trainer.train"},
-        ],
-    }
-    plenty = {"user": 1000, "infrastructure": 1000, "hang": 1000, "preemption": 1000}
-    return {
-        "apiVersion": "mend.dev/v1alpha1",
-        "kind": "TrainingRun",
-        "metadata": {"name": NAME},
-        "spec": {
-            "workers": {"replicas": RANKS, "ranksPerWorker": 1, "template": {"spec": {"containers": [trainer]}}},
-            "checkpoint": {
-                "uri": f"s3://{cluster.s3.bucket}/bench",
-                "credentialsSecret": S3_SECRET,
-                "interval": "5 steps",
-            },
-            "recovery": {"budgets": plenty},
-        },
-    }
-
-
-async def _measure_torchrun(
-    scratch: Path, times: int, hang_patience: float, bar: Progress
-) -> dict[Harm, tuple[float | None, float | None]]:
-    task = bar.add_task("torchrun: injections", total=times + 1)
-    trainer = [*TRAINER, "--set", f"data.cache={scratch}/data"]
-    async with torchrun(scratch, trainer, RANKS) as run:
-        crashes = []
+async def _measure_size(
+    launcher: Launcher,
+    scratch: Path,
+    size: int,
+    times: int,
+    patience: float,
+    found: PeerTimes,
+    tell: Callable[[], object],
+) -> None:
+    """Kills with so many ranks; with two also a hang, after which a peer may be left standing."""
+    arguments = [*TRAINER, "--set", f"data.cache={scratch}/data"]
+    async with launched(launcher, scratch, arguments, size) as run:
+        await run.steady()
+        kills = found.kills.setdefault(size, [])
         for _ in range(times):
-            crashes.append(await injured(run, signal.SIGKILL, PATIENCE_SECONDS))
-            bar.advance(task)
-        hang = await injured(run, signal.SIGSTOP, hang_patience)
-        bar.advance(task)
-    detect = sorted(each for each, _ in crashes if each is not None)
-    recover = sorted(each for _, each in crashes if each is not None)
-    return {Harm.CRASH: (_middle(detect), _middle(recover)), Harm.HANG: hang}
-
-
-def _middle(samples: list[float]) -> float | None:
-    return samples[len(samples) // 2] if samples else None
+            back = (await injured(run, signal.SIGKILL, max(patience, 60.0))).back
+            kills.extend([] if back is None else [back])
+            tell()
+        if size == 2:
+            found.hang = (await injured(run, signal.SIGSTOP, patience)).back
+            tell()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_every_word_of_the_vocabulary_is_used() -> None:
     table = re.findall(r"^\| ([^|]+?) \|", (ROOT / "docs/vocabulary.md").read_text(), re.M)
     words = [word for row in table for word in re.split(r" / |, ", row) if row not in {"word", "---"}]
     assert len(words) > 20
-    sources = [*(ROOT / "operator").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]
+    sources = [path for folder in ("operator", "trainer", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text().lower() for path in sources).replace("_", " ").replace("-", " ")
     assert [word for word in words if word.lower().replace("-", " ") not in text] == []
 

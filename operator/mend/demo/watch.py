@@ -63,6 +63,7 @@ class Sight:
     status: RunStatus
     ranks: tuple[RankReport, ...] = ()
     workers: dict[int, int] | None = None  # rank -> worker
+    standbys_ready: int = 0  # of all workers
 
     @property
     def step(self) -> int:
@@ -97,7 +98,8 @@ class Watcher:
             if view.heartbeat is not None and view.heartbeat.attempt == status.attempt
         ]
         ranks = tuple(sorted((rank for beat in beats for rank in beat.ranks), key=lambda rank: rank.rank))
-        return Sight(name, status, ranks, {rank.rank: beat.worker for beat in beats for rank in beat.ranks})
+        places = {rank.rank: beat.worker for beat in beats for rank in beat.ranks}
+        return Sight(name, status, ranks, places, sum(beat.standbys_ready for beat in beats))
 
     async def _token(self, name: str) -> str | None:
         if name not in self._tokens:
