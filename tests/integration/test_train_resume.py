@@ -12,7 +12,7 @@ from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from trainer_gang import TrainerGang, TrainerRank, Zygote, a_gang, digests_of, manifest_of
 
-_STEPS = 60
+_STEPS = 150  # enough that a busy machine does not come too late to kill the gang in the middle
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_loop.py"
 
 
