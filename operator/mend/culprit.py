@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mend.collectives import by_mismatch, by_waiting, is_waiting, named, without_saving
+from mend.lostpeers import WORDS, is_of_a_lost_peer
 from mend.model import Verdict
 from mend.protocol import STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankExit, RankReport
 from mend.stacks import seen_at
@@ -13,22 +14,8 @@ STOPPED = frozenset("Tt")
 UNINTERRUPTIBLE = frozenset("D")
 DEAD = frozenset("ZXx")
 
-# What a healthy rank raises or prints when a peer dies: the symptom, never the cause.
-SYMPTOM_TYPES = frozenset({"DistBackendError", "DistNetworkError", "DistStoreError", "BrokenPipeError"})
-SYMPTOM_WORDS = (
-    "connection closed by peer",
-    "connection reset by peer",
-    "connection refused",
-    "broken pipe",
-    "timed out waiting",
-    "nccl error",
-    "ncclremoteerror",
-    "socket timeout",
-    "failed to connect",
-    "gloo connectfullmesh failed",
-)
 WATCHDOG_WORDS = ("watchdog", "processgroupnccl")  # printed by torch's C++ before it aborts a rank whose peer is gone
-TIMED_OUT = ("timeout", "timed out", *SYMPTOM_WORDS)
+TIMED_OUT = ("timeout", "timed out", *WORDS)
 SIGABRT = 6
 CLOSE_SECONDS = 0.05  # two failures closer than this cannot be put in order across workers
 COLLECTIVE_FRAMES = ("all_reduce", "allreduce", "all_gather", "reduce_scatter", "broadcast", "barrier", "_wait")
@@ -50,11 +37,7 @@ def is_symptom(rank: RankReport) -> bool:
         return True  # its agent found no store to meet the others at
     if error is None:
         return rank.exit is not None and _is_aborted_by_watchdog(rank.exit)
-    text = error.message.lower()
-    return error.type in SYMPTOM_TYPES or (
-        error.type in {"RuntimeError", "ConnectionError", "ConnectionResetError", "TimeoutError"}
-        and any(words in text for words in SYMPTOM_WORDS)
-    )
+    return is_of_a_lost_peer(error.type, error.message)
 
 
 def of_crash(ended: Sequence[RankReport]) -> Verdict:

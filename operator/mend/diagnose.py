@@ -23,13 +23,14 @@ from mend.presence import (
     suspects,
     workers_of,
 )
-from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, RankEvidence, RankReport
+from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankReport
 from mend.spec import Limits, Spec
 from mend.watchdog import until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
 CHORUS_SECONDS = 0.1  # a mistake of the training code is often raised by every rank, one after the other
-REJOIN_SECONDS = 30.0  # from the order to the first step that all ranks have in common
+MEETING_SECONDS = 30.0  # for ranks that rejoin, from the order until all have met
+READING_SECONDS = 120.0  # between two parts of a checkpoint that they read
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
 OVERDUE_LOOK_SECONDS = 0.05  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
@@ -64,11 +65,15 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
 
 
 def limits_now(spec: Spec, seen: Observation) -> Limits:
-    """The spec's limits; where processes were kept, nothing is left that could take them long to start."""
+    """The spec's limits; where processes were kept, nothing is left that could take them long to meet.
+
+    Once all load they may have to read a checkpoint after all: each part of it that was read is a mark.
+    """
     limits = spec.health.limits
     if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
         return limits
-    return replace(limits, start_seconds=min(limits.start_seconds, REJOIN_SECONDS))
+    is_meeting = any(rank.phase is Phase.STARTING for rank in seen.ranks)
+    return replace(limits, start_seconds=min(limits.start_seconds, MEETING_SECONDS if is_meeting else READING_SECONDS))
 
 
 # ---------------------------------------------------------------- ranks that ended

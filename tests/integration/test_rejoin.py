@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -146,6 +147,37 @@ async def test_survivors_keep_their_processes_and_nothing_is_lost(text: Path, tm
             await warm(run.client)
         assert run.last_manifest(await run.finished()) == unbroken
         assert {step: found for step, found in run.losses().items() if found != curve[step]} == {}
+
+
+async def test_a_worker_that_keeps_nobody_still_has_what_its_rank_left(text: Path, tmp_path: Path) -> None:
+    """With one rank per worker the lost one's agent keeps nobody; the state is handed on in memory all the same."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/store", interval_steps=25)
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                an_agent(a_trainer(text), tmp_path, worker=n, ranks=1, env={"GLOO_SOCKET_IFNAME": "lo"})
+            )
+            for n in range(2)
+        ]
+        for client in clients:
+            await warm(client)
+
+        async def launch(attempt: int, **more: Any) -> None:
+            for n, client in enumerate(clients):
+                order = a_launch(attempt, clients[0], workers=2, worker=n)
+                status, _ = await client.order(msgspec.structs.replace(order, checkpoint=plan, run_uid="uid", **more))
+                assert status == 200
+
+        await launch(1)
+        await clients[0].until(at_step(30), "step 30")
+        victim = await clients[1].until(at_step(30), "step 30")
+        os.kill(victim.ranks[0].pid, signal.SIGKILL)
+        await clients[1].until(has_exit(1))
+        _, restore = next_attempt(open_store(plan.uri))
+        await launch(2, keep=(0,), follows=1, restore=restore)
+        beat = await clients[0].until(lambda beat: beat.attempt == 2 and beat.ranks[0].steps_done > 5, "attempt 2")
+        assert beat.restored is not None
+        assert beat.restored.is_of_peers
 
 
 async def test_a_stopped_rank_is_killed_and_replaced(text: Path, tmp_path: Path) -> None:

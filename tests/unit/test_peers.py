@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from mend.protocol import ENV_FOOTING, ENV_ORDERS_FD
+from mend_trainer.bundle import Bundle
 from mend_trainer.connections import Connections
 from mend_trainer.footing import Footing, FootingPage, create_footing, read_inherited
+from mend_trainer.membership import Membership
 from mend_trainer.peers import Source, Standing, choose_source
+from mend_trainer.rejoining import Rejoining
 
 SAME, OTHER = 7, 8
 
@@ -88,6 +97,45 @@ def test_a_new_rank_inherits(tmp_path: Path) -> None:
     create_footing(path)
     assert FootingPage(path).read() == ()
     assert read_inherited(path) == (a_footing(3),)
+
+
+class Home(torch.optim.SGD):
+    """An optimizer of one's own, which writes past torch's version counters."""
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(1.0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, Home])
+def test_a_step_that_was_not_completed_makes_a_model_unclean(
+    optimizer: type[torch.optim.Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever optimizer has stepped, and whatever wrote to a buffer: only a completed step makes the model clean."""
+    create_footing(tmp_path / "footing")
+    read, write = os.pipe()
+    monkeypatch.setenv(ENV_FOOTING, str(tmp_path / "footing"))
+    monkeypatch.setenv(ENV_ORDERS_FD, str(read))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), init_sync=False)
+        steps = optimizer(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+        mine = Rejoining(Bundle(rank=0, model=model, optimizer=steps), Membership(torch.device("cpu")))
+        assert mine.offer()
+        assert not mine.is_clean
+        for number in range(2):
+            mine.completed(number, 0)
+            assert mine.is_clean
+            model(torch.ones(3, 2)).sum().backward()
+            assert not mine.is_clean  # the buffers of the norm
+            mine.completed(number, 0)
+            steps.step()
+            assert not mine.is_clean
+    finally:
+        dist.destroy_process_group()
+        os.close(write)
 
 
 def test_what_was_opened_meanwhile_is_cut_and_nothing_else() -> None:

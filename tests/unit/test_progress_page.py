@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mend.protocol import Phase
@@ -91,6 +91,22 @@ def test_the_longest_gap_is_kept_for_each_phase(path: Path) -> None:
     assert Phase.EVALUATING not in gaps
 
 
+def test_what_broke_a_rank_off_teaches_no_gap(path: Path) -> None:
+    """How long an evaluation stood still for a lost peer is not how long one may take; the step that was done stays."""
+    writer, reader = ProgressPage.open(path), PageReader(path)
+    writer.complete_step(7, 4096, 0.25, 3.5)
+    writer.offer_to_rejoin()
+    assert reader.read().can_rejoin
+    writer.enter(Phase.EVALUATING)
+    time.sleep(0.05)
+    writer.is_cut_off()
+    writer.mark()
+    writer.begin_anew()
+    seen = reader.read()
+    assert seen.longest_gaps.get(Phase.EVALUATING, 0.0) < 0.05
+    assert (seen.phase, seen.step, seen.steps_done, seen.can_rejoin) == (Phase.STARTING, 7, 0, False)
+
+
 def test_wishes_and_commits_cross_the_page(path: Path) -> None:
     """The agent's wish reaches the rank as a growing number, the rank's commit reaches the agent."""
     writer, reader = ProgressPage.open(path), PageReader(path)
@@ -161,6 +177,7 @@ def test_a_page_of_another_version_is_refused(path: Path, first_word: int) -> No
             opener(path)
 
 
+@settings(deadline=None)  # busy machines take their time
 @given(words=st.binary(min_size=PAGE_BYTES - 8, max_size=PAGE_BYTES - 8))
 def test_a_scribbled_page_breaks_no_agent(words: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever a rank with wild pointers leaves on its page, reading it gives a snapshot."""

@@ -32,6 +32,8 @@ async def save_and_end(gang: Gang, seconds: float) -> bool:
 async def _save(gang: Gang, deadline: float) -> bool:
     wanted: dict[Rank, int] = {}
     for rank in gang.alive:
+        if rank.rejoins_since is not None:
+            continue  # it has no state of its own yet
         step = rank.progress().step
         rank.request_save()
         if step >= 0:

@@ -81,6 +81,7 @@ class Gang:
     def terminate(self) -> None:
         """SIGTERM to every rank. Some then exit with 0, which does not mean that they were done."""
         self.stopped = self.stopped or not self.is_over
+        self._starting.cancel()  # or one that is to rejoin would be followed by another
         for rank in self.alive:
             send(rank.pid, signal.SIGTERM)
 
@@ -213,6 +214,8 @@ class Gang:
         rank.exit = RankExit(code=ending.code, signal=ending.signal, oom_killed=oom, log_tail=tail)
         rank.exit_at = time.monotonic()
         rank.settled.set()
+        if self._starting.done():  # else its place is taken
+            rank.rejoins_since = None
         if not self.stopped:
             how = f"exit code {ending.code}" if ending.signal is None else signal.Signals(ending.signal).name
             log.info("attempt %d rank %d ended: %s%s", self.launch.attempt, rank.rank, how, " (OOM)" if oom else "")
@@ -222,6 +225,9 @@ class Gang:
         """Ranks without a process are told as ones that broke off in the agent's hands."""
         log.error("attempt %d could not start: %s", self.launch.attempt, error)
         for rank in self.ranks:
+            if rank.rejoins_since is not None:  # it cannot be told where to go
+                rank.rejoins_since = None
+                kill_group(rank.pid)
             if not rank.pid:
                 rank.error = RankError(type=type(error).__name__, message=str(error))
                 rank.exit = RankExit(code=ExitCode.AGENT_FAILED, log_tail=(str(error),))

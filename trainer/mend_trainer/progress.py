@@ -224,15 +224,20 @@ class ProgressPage:
             words[word] = gap
 
     def begin_anew(self) -> None:
-        """The rank starts again, in another attempt and the same process."""
+        """The rank starts again, in another attempt and the same process; how long it stood still teaches nothing."""
         words = self._words
+        words[_MARKED_NS] = _now_ns()
         words[_Word.CAN_REJOIN] = words[_Word.STEPS_DONE] = 0
         words[_Word.COMMITTED_STEP] = -1
         self.enter(Phase.STARTING)
 
-    def offer_to_rejoin(self) -> None:
-        """From now on the process could go on in another attempt."""
-        self._words[_Word.CAN_REJOIN] = 1
+    def offer_to_rejoin(self, can: bool = True) -> None:
+        """From now on the process could go on in another attempt, or could not."""
+        self._words[_Word.CAN_REJOIN] = int(can)
+
+    def is_cut_off(self) -> None:
+        """A peer was lost: how long was waited for it is no length of anything."""
+        self._words[_MARKED_NS] = _now_ns()
 
     @property
     def committed_step(self) -> int:
@@ -300,6 +305,10 @@ class PageReader:
                 if gap > 0
             },
         )
+
+    def silent_seconds(self) -> float:
+        """Since the last mark."""
+        return _age(_now_ns(), self._mapping.words[_MARKED_NS])
 
     def request_save(self) -> None:
         """Ask the rank to save at the end of its current step."""

@@ -62,6 +62,11 @@ class Rank:
         """What its page says, or said last."""
         return self._last_page or self._page.read()
 
+    @property
+    def silent_seconds(self) -> float:
+        """Since its last mark; a word is read, not the whole page."""
+        return self._page.silent_seconds() if self._last_page is None else 0.0
+
     def request_save(self) -> None:
         """Ask it to save at the end of its step."""
         if self._last_page is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mend.lostpeers import is_of_a_lost_peer
 from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, Ancestor, Launch, Message, RankError, Rejoin
 from mend_trainer.bundle import Bundle, Snapshot
 from mend_trainer.checkpoint.gang import Gang
@@ -25,13 +27,12 @@ from mend_trainer.peers import Handed, agree, footing_of, hand_on, standing, ver
 from mend_trainer.plain import NotPlain, split
 from mend_trainer.rng import rng_bytes, rng_state_of
 
-# What a healthy rank's collective raises when a peer dies. Others are the training's own errors, and end the rank.
-_LOST_PEER_TYPES: Final = (dist.DistError, ConnectionError)
-_LOST_PEER_WORDS: Final = ("connection closed", "connection reset", "broken pipe", "socket", "gloo", "nccl")
 _ORDER_SECONDS: Final = 60.0  # a controller that is just being replaced must have its chance
 _LOOK_SECONDS: Final = 0.2
 _TRACEBACK_BYTES: Final = 8192
 _UNCLEAN: Final = -1
+
+_log = logging.getLogger(__name__)
 
 
 class TakenUp(Message, frozen=True, kw_only=True):
@@ -56,6 +57,15 @@ class Rejoining:
         self._versions = _UNCLEAN  # of the model, as the last completed step has left it
         self._left: tuple[int, tuple[Ancestor, ...]] | None = None  # the attempt that was left, and its ancestors
         self._offered = False
+        self._has_complained = False
+        self._modes: list[bool] = []  # whether each module trained, when the last step was completed
+        optimizers = bundle.optimizer if isinstance(bundle.optimizer, Sequence) else (bundle.optimizer,)
+        for each in optimizers:
+            # Version counters do not see writes to `parameter.data`, which optimizers of one's own are fond of.
+            each.register_step_pre_hook(self._is_stepping)
+
+    def _is_stepping(self, *_: object) -> None:
+        self._versions = _UNCLEAN
 
     def extended(self) -> AbstractContextManager[None]:
         """Around the making of further process groups."""
@@ -73,11 +83,18 @@ class Rejoining:
         """Keep what this rank needs to go on after `step`. Some 0.1 ms."""
         if not self._offered or self._page is None:
             return
+        self._modes = [module.training for module in self._bundle.model.modules()]
         values = self._values()
         kept = values is not None and self._page.keep(
             Footing(step=step, tokens=tokens, values=values, generators=rng_bytes())
         )
         self._versions = versions(self._bundle.model) if kept else _UNCLEAN
+        if not kept and not self._has_complained:
+            self._has_complained = True
+            _log.warning(
+                "what a rank needs beside the weights cannot be kept after each step: a state of scheduler, loader or "
+                "others holds tensors or is too large; if a rank is lost, a checkpoint will be restored"
+            )
 
     def _values(self) -> dict[str, object] | None:
         """States of the parts; None if one holds tensors, which may not stay as the last step has left them."""
@@ -97,7 +114,7 @@ class Rejoining:
             return None
         if (order := self._orders.take(0.0)) is not None:
             return order
-        if not is_of_a_lost_peer(error):
+        if not is_of_a_lost_peer(type(error).__qualname__, str(error)):
             return None
         tell()
         self._membership.cut()  # a rank that is no neighbour of the lost one waits for this one
@@ -107,14 +124,21 @@ class Rejoining:
             mark()
         return None
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether the model is still as the last completed step has left it, as far as anything can tell."""
+        return self._versions != _UNCLEAN and self._versions == versions(self._bundle.model)
+
     def renew(self, order: Rejoin, lineage: tuple[Ancestor, ...]) -> None:
         """Leave the attempt of which `lineage` are the ancestors, and join that of the order."""
         model = self._bundle.model
         assert isinstance(model, DistributedDataParallel)
         self._left = int(os.environ[ENV_ATTEMPT]), lineage
         self._membership.cut()
-        if versions(model) != self._versions:
-            self._versions = _UNCLEAN  # the step that was broken off has changed something already
+        if not self.is_clean:
+            self._versions = _UNCLEAN  # what follows must not hide that the broken step has changed something already
+        for module, training in zip(model.modules(), self._modes, strict=False):
+            module.training = training  # an evaluation may have been broken off
         os.environ.update(order.env)
         self._membership.renew(model)
 
@@ -152,14 +176,6 @@ class Rejoining:
         if self._path is None or self._page is None:
             return ()
         return self._page.read() or read_inherited(self._path)
-
-
-def is_of_a_lost_peer(error: Exception) -> bool:
-    """Whether a collective was broken off from outside."""
-    if isinstance(error, _LOST_PEER_TYPES):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _LOST_PEER_WORDS)
 
 
 def describe(error: Exception) -> RankError:

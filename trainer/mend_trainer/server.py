@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _POINTS_PER_LINE: Final = 500
 _LINES_AT_ONCE: Final = 20
+_STANDSTILL_BEATS: Final = 6  # in a usual interval: what is late is noticed by a heartbeat that says so
 _BIND_TRIES: Final = 50
 _BIND_PAUSE_SECONDS: Final = 0.1
 
@@ -55,7 +56,7 @@ def make_app(supervisor: Supervisor, token: str, heartbeat_seconds: float) -> we
                 await response.write(_lines(supervisor, positions))  # waits while this controller does not read
                 if over:
                     return response
-                await _wait(ear, heartbeat_seconds)
+                await _wait(ear, _interval(supervisor, heartbeat_seconds))
         except ConnectionError:
             return response
         finally:
@@ -90,6 +91,11 @@ def _lines(supervisor: Supervisor, positions: dict[int, int]) -> bytes:
                 break
             lines.append(encode(Points(attempt=attempt, points=points)))
     return b"\n".join([*lines, beat]) + b"\n"
+
+
+def _interval(supervisor: Supervisor, usual_seconds: float) -> float:
+    """Seconds until the next heartbeat: fewer once no rank has marked for longer than the usual, and perhaps hangs."""
+    return usual_seconds / _STANDSTILL_BEATS if supervisor.stands_for > usual_seconds else usual_seconds
 
 
 async def _wait(ear: asyncio.Event, seconds: float) -> None:

@@ -170,6 +170,7 @@ class Session(Generic[B]):
         return self._curve.loss
 
     def __enter__(self) -> Session[B]:
+        self._wishes_seen = self._page.save_requested
         self._enter_attempt()
         if self._distributed:
             watch_waiting(self._model, self._optimizer, self._page.waited)
@@ -185,7 +186,6 @@ class Session(Generic[B]):
         counters = dist.distributed_c10d._get_default_store() if self._distributed else None
         order = os.environ.get(ENV_LAUNCH)
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
-        self._wishes_seen = self._page.save_requested
         if launch.checkpoint is not None:
             self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
             self._agreement = SaveAgreement(
@@ -206,6 +206,7 @@ class Session(Generic[B]):
                 run_uid=launch.run_uid,
                 attempt=launch.attempt,
                 report=self._report,
+                mark=self._page.mark,
                 config_digest=self._config_digest,
                 store=self._checkpointer.store if self._checkpointer is not None else None,
             )
@@ -236,6 +237,7 @@ class Session(Generic[B]):
             try:
                 for number, batch in self.batches(total):
                     step(number, batch)
+                self._page.offer_to_rejoin(False)
                 return
             except Exception as error:
                 if (order := self._order_after(error)) is None:
@@ -327,6 +329,7 @@ class Session(Generic[B]):
         """The order to rejoin, if that is what comes of this error; a lost peer is told of before it is waited for."""
         if self._rejoining is None:
             return None
+        self._page.is_cut_off()
         return self._rejoining.order_after(error, lambda: self._report(Raised(error=describe(error))), self._page.mark)
 
     def _rejoin(self, order: Rejoin) -> None:

@@ -110,6 +110,12 @@ class Supervisor:
             return AgentState.STOPPING if gang.alive else AgentState.IDLE
         return AgentState.RUNNING
 
+    @property
+    def stands_for(self) -> float:
+        """Seconds since any rank made its last mark; 0 without living ranks."""
+        alive = self._gang.alive if self._gang is not None else ()
+        return min((rank.silent_seconds for rank in alive), default=0.0)
+
     def heartbeat(self) -> Heartbeat:
         """A whole snapshot, as of now."""
         now = time.monotonic()
@@ -165,7 +171,9 @@ class Supervisor:
             self._ended.append(before)
         log.info("attempt %d: ranks %d..%d", order.attempt, order.first_rank, order.first_rank + order.ranks - 1)
         self.attempt = order.attempt
-        folder = self._folder.attempt(order.attempt, before.folder if before is not None and kept else None)
+        # Also where nobody is kept: who takes the places finds what the ranks before have left in them.
+        goes_on = before is not None and bool(order.keep) and order.follows == before.launch.attempt
+        folder = self._folder.attempt(order.attempt, before.folder if before is not None and goes_on else None)
         self._gang = Gang(order, folder, self._tools, kept)
         previous = sorted(self.curves)[-1:]  # streams may still owe points of it
         self.curves = {attempt: self.curves[attempt] for attempt in previous} | {order.attempt: self._gang.curve}

@@ -170,13 +170,18 @@ class _Work:
     @torch.no_grad()
     def _evaluate(self, session: Session[Batch]) -> float:
         self._model.eval()
+        try:
+            return self._evaluated(session)
+        finally:
+            self._model.train()  # also if a peer is lost in the middle: this process may go on
+
+    def _evaluated(self, session: Session[Batch]) -> float:
         total = torch.zeros((), device=self._place.device)
         loader = self.loader(held_out=True)
         for _ in range(self._config.evaluation.batches):
             for inputs, targets in self._parts(next(loader)):
                 total += self._loss_sum(inputs, targets)
                 session.alive()
-        self._model.train()
         return float(self._place.sum(total)) / (self._config.evaluation.batches * self.tokens_per_step)
 
     def _parts(self, batch: Batch) -> zip[tuple[torch.Tensor, torch.Tensor]]:

@@ -58,6 +58,7 @@ class Checkpointer:
         run_uid: str,
         attempt: int,
         report: Callable[[Report], None],
+        mark: Callable[[], None] = lambda: None,
         config_digest: str = "",
         process_group: dist.ProcessGroup | None = None,
         store: Store | None = None,
@@ -67,6 +68,7 @@ class Checkpointer:
         self._run_uid = run_uid
         self._attempt = attempt
         self._report = report
+        self._mark = mark
         self._config_digest = config_digest
         self.store = store or open_store(plan.uri, plan.endpoint)
         # Two groups, since the main thread and the saving thread may both be in a collective.
@@ -143,7 +145,7 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        restored = restore(self.agreeing, self.store, candidates, state, self._report)
+        restored = restore(self.agreeing, self.store, candidates, state, self._report, self._mark)
         self.lineage = restored.lineage
         return restored
 

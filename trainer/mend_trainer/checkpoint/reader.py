@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,8 +35,10 @@ class Wanted:
     items: tuple[ReadItem, ...]
 
 
-def load(store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Fill the tensors (or DTensors) of those names, in place and at any world size.
+def load(
+    store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+) -> None:
+    """Fill the tensors (or DTensors) of those names, in place and at any world size; `mark` is called on the way.
 
     Raises `Corrupt` if what is stored is not what the manifest says, `StoreError` if it cannot be read just now.
     """
@@ -54,6 +56,7 @@ def load(store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, to
             raw = memoryview(buffer)[offset : offset + one.chunk.length_bytes]
             _prove(store, f"{folder}/{key}", one, raw)
             _place(one, raw, manifest, planner)
+        mark()
 
     with torch.no_grad():
         each(fetch, runs(wanted), _WORKERS)

@@ -70,13 +70,14 @@ def restore(
     candidates: Sequence[CheckpointRef],
     state: Mapping[str, Any],
     report: Callable[[Report], None],
+    mark: Callable[[], None],
 ) -> RestoredState:
     """As `Checkpointer.restore`, of at least one candidate."""
     tensors = {".".join(path): leaf for path, leaf in leaves(state)}
     rejections: list[str] = []
     for ref in candidates:
         try:
-            return _restore_one(gang, store, ref, tensors)
+            return _restore_one(gang, store, ref, tensors, mark)
         except _Rejected as rejected:
             rejections.append(f"{ref.uri}: {rejected.reason}")
             _log.error("checkpoint %s cannot be restored: %s", ref.uri, rejected.reason)
@@ -94,7 +95,9 @@ def folder_of(store: Store, ref: CheckpointRef) -> str:
     return ref.uri.removeprefix(f"{store.uri}/")
 
 
-def _restore_one(gang: Gang, store: Store, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor]) -> RestoredState:
+def _restore_one(
+    gang: Gang, store: Store, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+) -> RestoredState:
     folder = folder_of(store, ref)
     manifest = _agreed_manifest(gang, store, folder)
     if (manifest.step, manifest.attempt) != (ref.step, ref.attempt):
@@ -102,7 +105,7 @@ def _restore_one(gang: Gang, store: Store, ref: CheckpointRef, tensors: Mapping[
         raise _Rejected(f"its manifest is that of {found}, not of step {ref.step} of {ref.attempt}", mark=True)
     absent = _check_fit(gang, ref, manifest, tensors)
     present = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    _agree_on(gang, _load(store, folder, manifest, present))
+    _agree_on(gang, _load(store, folder, manifest, present, mark))
     return RestoredState(
         ref=ref,
         step=manifest.step,
@@ -155,9 +158,11 @@ def _check_fit(
     return fit.absent
 
 
-def _load(store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> _Loaded:
+def _load(
+    store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+) -> _Loaded:
     try:
-        load(store, folder, manifest, tensors)
+        load(store, folder, manifest, tensors, mark)
     except Corrupt as error:
         return _Loaded(corrupt=str(error))
     except StoreError as error:
