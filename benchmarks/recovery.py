@@ -94,7 +94,7 @@ def main() -> int:
 
 def courses(quick: bool) -> list[Course]:
     """All runs."""
-    many, some, few = (2, 1, 1) if quick else (20, 6, 5)
+    many, some, few = (2, 1, 1) if quick else (10, 5, 3)
     found = [
         Course("rejoin-2", 2, [Harm.KILL] * many + [*HANGS] * few),
         Course("restart-2", 2, [Harm.KILL] * many + [Harm.KILL_COLD] * few, first_tier="restart-ranks"),
@@ -107,7 +107,7 @@ def courses(quick: bool) -> list[Course]:
 
 async def measure(options: Namespace) -> list[Row]:
     """All rows."""
-    patience, times = (20.0, 1) if options.quick else (150.0, 5)
+    patience, times = (20.0, 1) if options.quick else (60.0, 3)
     with tempfile.TemporaryDirectory(prefix="mb-") as folder, Progress(console=Console(stderr=True)) as bar:
         scratch = Path(folder)
         imports = await asyncio.to_thread(_import_seconds, 2)
