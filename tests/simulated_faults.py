@@ -40,6 +40,7 @@ STUCK: dict[str, Sight] = {
     "": HEALTHY,
     "stopped": Sight(Phase.COLLECTIVE, state="T", python_answers=None),
     "stuck": Sight(Phase.DATA, stack=_at("loader.py:64 in next_batch")),
+    "held": Sight(Phase.DATA, state="D", python_answers=False),
     "saving": Sight(Phase.SAVING, stack=_at("save.py:20 in upload")),
     "skipping": Sight(Phase.COLLECTIVE, is_in=True, collective="gloo:broadcast", stack=WAITING),
     "holding": Sight(stack=_at("extension.py:7 in call"), python_answers=False),

@@ -114,31 +114,47 @@ def signal_name(number: int) -> str:
     return names.get(number, f"signal {number}")
 
 
-def of_hang(evidence: Sequence[RankEvidence], world_size: int) -> Verdict:
+def of_hang(evidence: Sequence[RankEvidence], world_size: int, ranks_per_worker: int = 1) -> Verdict:
     """The culprit of a hang: the rank that is stopped, or that the others wait for; else unknown.
 
     The order is that of certainty: the kernel's word on the process, then who waits for whom in collectives, then
     another collective than the rest, then the phase, then the stack. All but the first compare ranks with each other,
     so they need all of them: among those that happened to answer, the odd one out may be the healthy one.
     """
-    if verdict := _by_process_state(evidence):
+    if verdict := _by_process_state(evidence, ranks_per_worker):
         return verdict
+    held = held_together(evidence, ranks_per_worker)
     evidence = [without_saving(rank) for rank in evidence]
     if len(evidence) < world_size:
         return Verdict(reasons=(f"only {len(evidence)} of {world_size} ranks could be asked, and these cannot say",))
     for witness in (by_waiting, by_mismatch, _by_recorder, _by_phase, _by_stack):
         if verdict := witness(evidence):
-            return verdict
+            return _shared(held) if set(verdict.ranks) & set(held) else verdict
+    if held:
+        return _shared(held)
     return SYMMETRIC if len(evidence) > 1 and all(map(is_waiting, evidence)) else UNKNOWN
 
 
-def of_abandonment(living: Sequence[RankEvidence], world_size: int) -> Verdict:
+def held_together(evidence: Sequence[RankEvidence], ranks_per_worker: int = 1) -> tuple[int, ...]:
+    """The ranks that hang in the kernel, if they are on several workers, or all: for what they share, then."""
+    found = tuple(rank.rank for rank in evidence if rank.process_state in UNINTERRUPTIBLE)
+    workers = {rank // ranks_per_worker for rank in found}
+    return found if len(workers) > 1 or len(found) == len(evidence) else ()
+
+
+def _shared(held: Sequence[int]) -> Verdict:
+    some = ", ".join(map(str, held[:8])) + (", ..." if len(held) > 8 else "")
+    words = "hang in the kernel together (state D): a file system or network that they share, no rank is blamed"
+    return Verdict(reasons=(f"ranks {some} {words}",))
+
+
+def of_abandonment(living: Sequence[RankEvidence], world_size: int, ranks_per_worker: int = 1) -> Verdict:
     """The culprit where all that ended were only cut off: who is stuck, or who lives and waits in no collective.
 
     `world_size` counts the living. A rank that closed its connections and is still busy with its own end, writing a
     dump perhaps, has cut off the others and not yet said why.
     """
-    verdict = of_hang(living, world_size)
+    verdict = of_hang(living, world_size, ranks_per_worker)
     if verdict.is_known or len(living) < world_size:
         return verdict
     apart = [rank for rank in living if rank.recorder_answered and not is_waiting(rank) and rank.phase in AT_WORK]
@@ -148,14 +164,14 @@ def of_abandonment(living: Sequence[RankEvidence], world_size: int) -> Verdict:
     return named(apart, 0.6, [f"rank {apart[0].rank} {words}{seen_at(apart[0])}"])
 
 
-def _by_process_state(evidence: Sequence[RankEvidence]) -> Verdict | None:
+def _by_process_state(evidence: Sequence[RankEvidence], ranks_per_worker: int) -> Verdict | None:
     for states, words, confidence in (
         (STOPPED, "is stopped (state T)", 0.98),
         (DEAD, "is dead (state Z)", 0.95),
         (UNINTERRUPTIBLE, "hangs in the kernel (state D: disk, driver or network file system)", 0.9),
     ):
         found = [rank for rank in evidence if rank.process_state in states]
-        shared = states is UNINTERRUPTIBLE and len(found) == len(evidence)  # their file system, not they
+        shared = states is UNINTERRUPTIBLE and held_together(evidence, ranks_per_worker)
         if found and not shared:
             return named(found, confidence, [f"rank {rank.rank} {words}" for rank in found])
     return None

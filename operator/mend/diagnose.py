@@ -33,6 +33,7 @@ MEETING_SECONDS = 30.0  # for ranks that rejoin, from the order until all have m
 READING_SECONDS = 120.0  # between two parts of a checkpoint that they read
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
 OVERDUE_LOOK_SECONDS = 0.05  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
+OF_STORAGE = (Phase.STARTING, Phase.LOADING, Phase.DATA, Phase.SAVING)  # in which a rank waits for what others serve
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}\b|\d+")  # addresses, digests and counts differ each time
 # Of those, the ones that no program can bring about by itself.
@@ -144,9 +145,9 @@ def _may_be_settled_soon(spec: Spec, seen: Observation, ended: list[RankReport])
 def _may_more_raise(spec: Spec, seen: Observation, ended: list[RankReport]) -> bool:
     """Whether the others may yet say the same: an exception by one rank is its own fault, by all it is the code's.
 
-    A signal is no matter of the code, and is acted on at once.
+    A signal to a rank that has stepped is no matter of the code, and is acted on at once.
     """
-    by_signal = any(rank.exit is not None and rank.exit.signal is not None for rank in ended)
+    by_signal = any(rank.exit is not None and rank.exit.signal is not None and rank.steps_done for rank in ended)
     complete = len(ended) == spec.workers.ranks_per_worker * len(seen.status.participants)
     return not by_signal and not complete and max(map(culprit.ended_age, ended)) < CHORUS_SECONDS
 
@@ -155,7 +156,7 @@ def _culprit_among_the_living(spec: Spec, seen: Observation, ended: list[RankRep
     cut_off = {rank.rank for rank in ended}
     living = [rank for rank in valid_evidence(seen) if rank.rank not in cut_off]
     world = spec.workers.ranks_per_worker * len(seen.status.participants)
-    return culprit.of_abandonment(living, world - len(cut_off))
+    return culprit.of_abandonment(living, world - len(cut_off), spec.workers.ranks_per_worker)
 
 
 def _failure_class(rank: RankReport) -> FailureClass:
@@ -227,6 +228,7 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
         needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
         patience_seconds=0.0 if any(map(_cannot_go_on, evidence)) else max(0.0, left.patience),
+        before_stepping=verdict.is_known and not any(r.steps_done for r in ranks if r.rank in verdict.ranks),
         machine_faults=_stuck_machines(spec, seen, verdict, evidence),
     )
 
@@ -234,13 +236,19 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
 def _stuck_machines(
     spec: Spec, seen: Observation, verdict: Verdict, evidence: tuple[RankEvidence, ...]
 ) -> dict[int, str]:
-    """The workers whose guilty ranks hang in the kernel, or whose node is known to be ill."""
+    """The workers whose guilty ranks hang in the kernel by themselves, or whose node is known to be ill.
+
+    A rank that hangs in the kernel together with those of other workers, or in a phase that waits for storage, waits
+    for what others serve: that says nothing about its machine.
+    """
     found = {}
+    held = culprit.held_together(evidence, spec.workers.ranks_per_worker)
     for rank in (each for each in evidence if each.rank in verdict.ranks):
         for worker in workers_of(spec, seen, (rank.rank,)):
             pod = seen.pod_of(worker)
             fault = node_fault(pod) if pod is not None else ""
-            is_stuck = rank.process_state in culprit.UNINTERRUPTIBLE
+            is_stuck = rank.process_state in culprit.UNINTERRUPTIBLE and rank.rank not in held
+            is_stuck = is_stuck and rank.phase not in OF_STORAGE
             if is_stuck or fault:
                 how = "hangs in the kernel" if is_stuck else "hangs"
                 found[worker] = f"rank {rank.rank} {how}" + (f", and {fault}" if fault else "")
@@ -256,7 +264,10 @@ def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence
     early = [rank.rank for rank in seen.ranks if rank_has_finished(rank)]
     waiting = [rank for rank in evidence if rank.rank not in early]
     world = spec.workers.ranks_per_worker * len(seen.status.participants) - len(early)
-    verdict = culprit.of_hang(waiting, world) if waiting else Verdict(reasons=("no evidence was gathered",))
+    if waiting:
+        verdict = culprit.of_hang(waiting, world, spec.workers.ranks_per_worker)
+    else:
+        verdict = Verdict(reasons=("no evidence was gathered",))
     if verdict.is_known or not early:
         return verdict
     reasons = tuple(f"rank {rank} has already finished while the others wait" for rank in early)

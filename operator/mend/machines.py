@@ -27,7 +27,9 @@ def check_due(
 
     That of a crash is, be it a signal or an exception. Of a hang it is known who, and not why, unless it is stopped.
     """
-    earlier = [each for each in earlier if now - each.detected_at < spec.recovery.budgets.window_seconds]
+    window = spec.recovery.budgets.window_seconds
+    # A pause, which has no tier, ended by itself: it asks for no explanation.
+    earlier = [each for each in earlier if now - each.detected_at < window and each.tier is not None]
     blamed = culprits(spec, seen, incident)
     if spec.recovery.node_check is NodeChecks.NEVER:
         return None
@@ -73,11 +75,13 @@ def strikes_for(
     if incident.verdict.confidence < SURE or incident.failure in BLAMELESS or is_of_checkpoints:
         return ()
     lately = [each for each in earlier if now - each.detected_at < spec.recovery.node_strikes.expire_after_seconds]
+    blamed = culprits(spec, seen, incident)
+    is_of_one = len(nodes_of(seen, blamed)) == 1
     found = [
         strike(spec, seen, node, reason, number, now, decisive=decisive)
-        for worker in culprits(spec, seen, incident)
+        for worker in blamed
         for node in nodes_of(seen, (worker,))
-        for reason, decisive in _faults(seen, incident, lately, worker, node)
+        for reason, decisive in _faults(seen, incident, lately, worker, node, is_of_one=is_of_one)
     ]
     return strikes.merged((), found)
 
@@ -96,15 +100,25 @@ def strike(spec: Spec, seen: Observation, node: str, reason: str, number: int, n
 
 
 def _faults(
-    seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], worker: int, node: str
+    seen: Observation,
+    incident: Incident,
+    earlier: Sequence[IncidentRecord],
+    worker: int,
+    node: str,
+    *,
+    is_of_one: bool,
 ) -> Iterator[tuple[str, bool]]:
-    """Why this node is to blame, and whether that is decisive."""
+    """Why this node is to blame, and whether that is decisive; `is_of_one`: all culprits are on it.
+
+    What is only seen again and again speaks against a machine as long as it is seen nowhere else. Before the first step
+    it is not decisive even then: a program that fails at its start does so on any machine.
+    """
     if (reason := incident.machine_faults.get(worker)) is not None:
         yield reason, False
-    elif _crashes_here_only(seen, incident, earlier, node):
+    elif is_of_one and _crashes_here_only(seen, incident, earlier, node):
         yield f"worker {worker}: ranks crash on {node} again and again, and nowhere else", False
-    if _was_replaced_in_vain(incident, earlier, node):
-        yield f"worker {worker}: a new pod on {node} went wrong as the one before", True
+    if is_of_one and _was_replaced_in_vain(incident, earlier, node):
+        yield f"worker {worker}: a new pod on {node} went wrong as the one before", not incident.before_stepping
 
 
 def _crashes_here_only(seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], node: str) -> bool:
@@ -123,6 +137,7 @@ def _was_replaced_in_vain(incident: Incident, earlier: Sequence[IncidentRecord],
     """The recovery before, which has just failed, replaced a worker on this very node, that was surely to blame.
 
     Ranks must be named both times: who is merely not heard before a launch may be well, and the controller cut off.
+    Where ranks ended or hung on another node as well, a fault that moves with the program explains more.
     """
     last = earlier[-1] if earlier else None
     return (
@@ -131,7 +146,14 @@ def _was_replaced_in_vain(incident: Incident, earlier: Sequence[IncidentRecord],
         and last.tier in REPLACED
         and last.confidence >= SURE
         and last.failure not in BLAMELESS
-        and node in last.culprit_nodes
+        and last.culprit_nodes == (node,)
+        and not any(_is_of_ranks_elsewhere(each, node) for each in earlier)
         and incident.verdict.is_known
         and bool(last.culprit_ranks)
     )
+
+
+def _is_of_ranks_elsewhere(record: IncidentRecord, node: str) -> bool:
+    """Ranks were to blame on another node, and not by an error of the training code or by being sent away."""
+    is_of_ranks = record.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and record.failure not in BLAMELESS
+    return is_of_ranks and any(each != node for each in record.culprit_nodes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -44,10 +45,12 @@ def check_machines(spec: Spec, seen: Observation, now: float) -> Decision | None
             reason="machines are checked",
             wake_after=LOOK_SECONDS,
         )
-    bad = judge({worker: answers[worker] for worker in check.asked if worker in answers})
+    told = {worker: answers[worker] for worker in check.asked if worker in answers}
+    bad = judge(told)
     if bad and check.round < ROUNDS:
         return _ask(seen, replace(check, round=check.round + 1, doubted=tuple(bad)), now)
-    return _judged(spec, seen, {worker: why for worker, why in bad.items() if worker in check.doubted}, now)
+    bad = {worker: why for worker, why in bad.items() if worker in check.doubted}
+    return _judged(spec, seen, bad, told, now)
 
 
 def begun_anew(check: NodeCheck | None) -> NodeCheck | None:
@@ -107,10 +110,25 @@ def _why_slow(worker: int, answers: dict[int, Checked]) -> str:
     return ""
 
 
-def _judged(spec: Spec, seen: Observation, bad: dict[int, str], now: float) -> Decision:
+def in_words(asked: Sequence[int], answers: dict[int, Checked], bad: dict[int, str]) -> tuple[str, ...]:
+    """What the check has found, in sentences. That nothing was measured, or compared, is not that all is well."""
+    if not answers:
+        return (f"no worker answered (asked: {', '.join(map(str, asked))})",)
+    failed = [f"worker {worker}: the check {told.problem}" for worker, told in sorted(answers.items()) if told.problem]
+    silent = tuple(f"worker {worker} did not answer" for worker in asked if worker not in answers)
+    if bad:
+        return (*(f"worker {worker}: {why}" for worker, why in sorted(bad.items())), *silent)
+    if len(failed) == len(answers):
+        return (f"it went wrong wherever it was answered: {', '.join(failed)}", *silent)
+    if len(answers) == 1:
+        return (f"worker {next(iter(answers))} has no peer to be compared with", *silent)
+    return ("no machine is much worse than its peers", *silent)
+
+
+def _judged(spec: Spec, seen: Observation, bad: dict[int, str], told: dict[int, Checked], now: float) -> Decision:
     """What was found enters the incident; bad machines get a strike, and their workers new pods."""
-    found = tuple(f"node check: worker {worker}: {why}" for worker, why in sorted(bad.items()))
-    reasons = found or ("node check: no machine is much worse than its peers",)
+    asked = seen.status.check.asked if seen.status.check is not None else ()
+    reasons = tuple(f"node check: {each}" for each in in_words(asked, told, bad))
     status = _with_reasons(seen.status, reasons)
     number = status.open_incident.id if status.open_incident is not None else 0
     given = [
@@ -125,9 +143,17 @@ def _judged(spec: Spec, seen: Observation, bad: dict[int, str], now: float) -> D
         strikes=strikes.merged(status.strikes, given)[-MAX_STRIKES:],
         replacing=tuple(dict.fromkeys((*status.replacing, *going))),
     )
-    kind, word = ("Warning", "NodeCheckFailed") if bad else ("Normal", "NodesChecked")
+    kind, word = _event_of(bad, told)
     event = EmitEvent(type=kind, reason=word, message="; ".join(reasons))
     return Decision(status=status, actions=(event,), reason="machines were checked", wake_after=0.0)
+
+
+def _event_of(bad: dict[int, str], told: dict[int, Checked]) -> tuple[Literal["Normal", "Warning"], str]:
+    """Type and reason of the event that tells of a check."""
+    if bad:
+        return "Warning", "NodeCheckFailed"
+    is_measured = any(not each.problem for each in told.values())
+    return ("Normal", "NodesChecked") if is_measured else ("Warning", "NodesNotChecked")
 
 
 def _with_reasons(status: RunStatus, reasons: tuple[str, ...]) -> RunStatus:

@@ -128,8 +128,8 @@ def _strikes(
     rule: Rule | None,
     now: float,
 ) -> tuple[Strike, ...]:
-    """The strikes that an incident gives; a rule may ask for one, or take a recovery in hand without any."""
-    if rule is None:
+    """The strikes that an incident gives; a rule may ask for one, or take the recovery in hand without any."""
+    if rule is None or rule.action is RuleAction.IGNORE:
         return machines.strikes_for(spec, seen, incident, record.id, earlier, now)
     if rule.action is not RuleAction.EXCLUDE_NODE:
         return ()

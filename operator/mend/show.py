@@ -15,6 +15,7 @@ from mend.observe import Unreadable
 from mend.protocol import CheckpointRef
 from mend.spec import Spec
 from mend.story import headline, tell_incident, tell_ledger
+from mend.strikes import in_words
 
 STYLES = {
     RunPhase.RUNNING: "green",
@@ -74,6 +75,8 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
         yield _limits(status.limits)
     if status.stragglers:
         yield _stragglers(status.stragglers, now)
+    struck = (each for each in status.strikes if now < each.expires_at)
+    yield from (escape(f"  Strike: {in_words(each, now)}") for each in struck)
     if status.lineage:
         yield "  Lineage: " + ", then ".join(f"attempt {each.attempt} to step {each.step}" for each in status.lineage)
     if status.checkpoint is not None:

@@ -75,7 +75,26 @@ HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
         (3,),
         "rank 3 hangs in the kernel (state D: disk, driver or network file system)",
     ),
-    "a file system that all hang in": ([rank(n, state="D", answers=False) for n in range(4)], (), "the evidence"),
+    "a file system that all hang in": (
+        [rank(n, state="D", answers=False) for n in range(4)],
+        (),
+        "ranks 0, 1, 2, 3 hang in the kernel together (state D)",
+    ),
+    "a file system that most hang in while loading": (
+        [*[rank(n, state="D", phase=Phase.LOADING) for n in (0, 1, 2)], rank(3, group(1, 0))],
+        (),
+        "ranks 0, 1, 2 hang in the kernel together (state D)",
+    ),
+    "a file system that two hang in while the others wait for them": (
+        [*waiting(0, 1), *[rank(n, group(17, 17), state="D", phase=Phase.DATA) for n in (2, 3)]],
+        (),
+        "ranks 2, 3 hang in the kernel together (state D)",
+    ),
+    "a rank that lags, and two others that only wait for a disk": (
+        [rank(0, group(18, 17)), *[rank(n, group(18, 17), state="D") for n in (1, 2)], rank(3, group(17, 17))],
+        (3,),
+        "rank 3: 3 others wait in collective 18 of group dp, it has entered only 17",
+    ),
     "a sleep outside any collective": (
         [*waiting(0, 1, 3), rank(2, group(17, 17), stack=STACK, phase=Phase.STEP)],
         (2,),
@@ -216,6 +235,13 @@ def test_culprit_of_a_hang(kind: str) -> None:
     assert verdict.ranks == guilty
     assert any(each.startswith(reason) for each in verdict.reasons)
     assert (verdict.confidence > 0) == bool(guilty)
+
+
+def test_ranks_of_one_worker_hang_in_its_kernel() -> None:
+    """Two in state D on one worker may have its disk or driver to blame; one on each of two, only what both share."""
+    stuck = [*waiting(0, 1), *[rank(n, group(17, 17), state="D", phase=Phase.STEP) for n in (2, 3)]]
+    assert culprit.of_hang(stuck, 4, ranks_per_worker=2).ranks == (2, 3)
+    assert not culprit.of_hang(stuck, 4, ranks_per_worker=1).is_known
 
 
 def test_ranks_that_could_be_asked_are_not_compared_without_the_others() -> None:

@@ -431,6 +431,47 @@ def test_evidence_names_the_culprit() -> None:
     assert (incident.needs_evidence, incident.verdict.ranks) == (False, (1,))
 
 
+@pytest.mark.parametrize(
+    ("state", "phases", "faults"),
+    [
+        ("SD", (Phase.COLLECTIVE, Phase.STEP), {1: "rank 1 hangs in the kernel"}),
+        ("SD", (Phase.COLLECTIVE, Phase.LOADING), {}),
+        ("SD", (Phase.COLLECTIVE, Phase.SAVING), {}),
+        ("SD", (Phase.COLLECTIVE, Phase.DATA), {}),
+        ("DD", (Phase.STEP, Phase.STEP), {}),
+        ("ST", (Phase.COLLECTIVE, Phase.STEP), {}),
+    ],
+)
+def test_a_machine_is_at_fault_for_a_rank_that_hangs_in_its_kernel_alone(
+    state: str, phases: tuple[Phase, Phase], faults: dict[int, str]
+) -> None:
+    """Not with ranks of other machines, nor in a phase that waits for storage: then for what others serve."""
+    told = [replace(evidence(n, state[n]), phase=phases[n]) for n in (0, 1)]
+    incident = late(4.1).asked(*told).incident
+    assert incident is not None
+    assert incident.machine_faults == faults
+
+
+@pytest.mark.parametrize(("steps_done", "is_before"), [(0, True), (3, False)])
+def test_a_hang_before_the_culprits_first_step_is_told(steps_done: int, is_before: bool) -> None:
+    """What hangs at its start may do so on any machine."""
+    incident = late(3600.0).rank(1, steps_done=steps_done).asked(evidence(0), evidence(1, "T")).incident
+    assert incident is not None
+    assert (incident.verdict.ranks, incident.before_stepping) == ((1,), is_before)
+
+
+@pytest.mark.parametrize(("steps_done", "is_waited_for"), [(0, True), (3, False)])
+def test_a_program_that_crashes_at_its_start_may_do_so_in_every_rank(steps_done: int, is_waited_for: bool) -> None:
+    """A tenth of a second tells one rank's signal from everybody's; a rank that has stepped is not waited for."""
+    crashed = (
+        Scene().silent(0, 0.0).silent(1, 0.0).rank(1, steps_done=steps_done, exit=RankExit(signal=11, age_seconds=0.02))
+    )
+    assert (crashed.incident is None) is is_waited_for
+    both = crashed.rank(0, steps_done=steps_done, exit=RankExit(signal=11, age_seconds=0.01)).incident
+    assert both is not None
+    assert both.verdict.ranks == (0, 1)
+
+
 def test_evidence_of_an_earlier_stall_is_not_used() -> None:
     """The gang went on by itself after it was gathered, and hangs again: who was guilty then need not be now."""
     incident = late().asked(evidence(0, step=12), evidence(1, "T", step=12)).incident

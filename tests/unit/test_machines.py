@@ -135,6 +135,9 @@ def test_a_run_on_one_node_cannot_compare() -> None:
     assert machines.strikes_for(SPEC, alone, incident, 9, earlier, NOW) == ()
 
 
+IN_VAIN = a_record(2, "node-1", Tier.REPLACE_WORKER, recovered_at=None)
+
+
 @pytest.mark.parametrize(
     ("last", "is_struck"),
     [
@@ -146,6 +149,7 @@ def test_a_run_on_one_node_cannot_compare() -> None:
         (a_record(1, "node-0", Tier.REPLACE_WORKER, recovered_at=None), False),
         (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, confidence=0.5), False),
         (a_record(1, "node-1", Tier.REPLACE_WORKER, recovered_at=None, failure=FailureClass.PREEMPTION), False),
+        (replace(IN_VAIN, culprit_nodes=("node-0", "node-1")), False),
     ],
     ids=[
         "replaced",
@@ -156,9 +160,34 @@ def test_a_run_on_one_node_cannot_compare() -> None:
         "elsewhere",
         "not sure then",
         "preempted then",
+        "two nodes then",
     ],
 )
 def test_replaced_in_vain(last: IncidentRecord, is_struck: bool) -> None:
     """A new pod on the same node that goes wrong before the run is back is decisive."""
     reason = "worker 1: a new pod on node-1 went wrong as the one before"
     assert struck(replace(CRASHED, machine_faults={}), last) == ([("node-1", reason, True)] if is_struck else [])
+
+
+@pytest.mark.parametrize(
+    ("incident", "earlier"),
+    [
+        (replace(CRASHED, verdict=Verdict(ranks=(0, 2), confidence=0.95)), ()),
+        (CRASHED, (ON_0,)),
+        (CRASHED, (replace(ON_0, kind=IncidentKind.HUNG, failure=FailureClass.HANG),)),
+    ],
+    ids=["on two nodes at once", "crashed elsewhere before", "hung elsewhere before"],
+)
+def test_what_goes_with_the_program_is_in_vain_on_any_machine(
+    incident: Incident, earlier: tuple[IncidentRecord, ...]
+) -> None:
+    """A new pod that goes wrong as the one before speaks against no machine where another one saw the same."""
+    incident = replace(incident, machine_faults={})
+    assert struck(incident, *earlier, IN_VAIN) == []
+
+
+def test_before_its_first_step_a_machine_is_not_excluded_at_once() -> None:
+    """A program that fails at its start does so on any machine: there is a strike, and it is one of those needed."""
+    incident = replace(CRASHED, machine_faults={}, before_stepping=True)
+    reason = "worker 1: a new pod on node-1 went wrong as the one before"
+    assert struck(incident, IN_VAIN) == [("node-1", reason, False)]

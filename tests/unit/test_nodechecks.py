@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from mend.machines import check_due
 from mend.model import (
+    EmitEvent,
     FailureClass,
     Incident,
     IncidentKind,
@@ -14,9 +15,10 @@ from mend.model import (
     Observation,
     RunPhase,
     RunStatus,
+    Tier,
     Verdict,
 )
-from mend.nodechecks import judge
+from mend.nodechecks import in_words, judge
 from mend.protocol import Checked
 from world import World, a_spec
 
@@ -55,7 +57,11 @@ def a_record(*workers: int, ago: float = 60.0, kind: IncidentKind = IncidentKind
         culprit_workers=workers,
         began_at=at,
         detected_at=at,
+        tier=Tier.RESTART_RANKS,
     )
+
+
+PAUSE = replace(a_record(), tier=None)  # it went on by itself
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,8 @@ def a_record(*workers: int, ago: float = 60.0, kind: IncidentKind = IncidentKind
         (NOBODY, [a_record(1)], None),
         (NOBODY, [a_record()], ()),
         (NOBODY, [a_record(kind=IncidentKind.LOST)], None),
+        (NOBODY, [PAUSE], None),
+        (NOBODY, [a_record(), PAUSE], ()),
     ],
     ids=[
         "first",
@@ -87,6 +95,8 @@ def a_record(*workers: int, ago: float = 60.0, kind: IncidentKind = IncidentKind
         "then one",
         "nobody twice",
         "not a hang",
+        "only a pause before",
+        "a pause between",
     ],
 )
 def test_no_check_delays_a_recovery_whose_cause_is_plain(
@@ -132,6 +142,28 @@ def test_machines_are_compared_with_their_peers(told: dict[int, Checked], bad: d
     assert judge(told) == bad
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (answers(10.0, 9.0, 11.0), ("no machine is much worse than its peers",)),
+        ({}, ("no worker answered (asked: 0, 1, 2)",)),
+        (
+            answers(10.0, 10.0, problems={0: "died", 1: "hung"}),
+            (
+                "it went wrong wherever it was answered: worker 0: the check died, worker 1: the check hung",
+                "worker 2 did not answer",
+            ),
+        ),
+        (answers(10.0), ("worker 0 has no peer to be compared with", "worker 1 did not answer")),
+        (answers(10.0, 3.0), ("worker 1: cpu memory pass 0.30x of its peers", "worker 2 did not answer")),
+    ],
+    ids=["alike", "no answer", "failed everywhere", "one answer", "a bad one"],
+)
+def test_a_check_says_what_it_has_not_seen(told: dict[int, Checked], words: tuple[str, ...]) -> None:
+    """All is well only where machines were compared; who did not answer is named beside what was found."""
+    assert in_words((0, 1, 2), told, judge(told))[: len(words)] == words
+
+
 def test_unlike_machines_are_not_compared() -> None:
     """A figure that no peer has measured says nothing."""
     told = answers(10.0, 10.0) | {2: Checked(attempt=5, worker=2, figures={"cuda:0 memory pass": 1.0})}
@@ -142,10 +174,12 @@ def test_a_check_that_nobody_answers_is_not_waited_for_for_ever() -> None:
     """Orders that are lost cost the time of the check, not the recovery."""
     world = World(a_spec(2, 2, recovery={"nodeCheck": "Always"}), nodes=3, steps=60).until_step(12)
     world.harm_rank(2, "kill")
-    world.run(0.3)
-    world.orders_fail_until = world.now + 6.0
+    world.orders_fail_until = world.now + 30.0
     world.until_end()
     assert (world.status.phase, world.status.recoveries, world.book) == (RunPhase.SUCCEEDED, 1, ())
+    assert world.status.incidents[-1].reasons[-1] == "node check: no worker answered (asked: 0, 1)"
+    said = [action for _, decision in world.decisions for action in decision.actions if isinstance(action, EmitEvent)]
+    assert ("Warning", "NodesNotChecked") in {(event.type, event.reason) for event in said}
 
 
 def test_an_incident_during_the_check_begins_it_anew() -> None:

@@ -218,6 +218,17 @@ def test_what_an_action_does(action: str, tier: Tier) -> None:
     assert world.status.phase is (RunPhase.FAILED if action == "FailRun" else RunPhase.SUCCEEDED)
 
 
+@pytest.mark.parametrize(("action", "struck"), [("Ignore", ["node-1"]), ("Restart", [])])
+def test_a_rule_that_ignores_changes_nothing_but_the_budget(action: str, struck: list[str]) -> None:
+    """The machine of a rank that died on a node with a fault gets its strike as without the rule."""
+    world = World(a_spec_with({"action": action, "onReasons": ["SIGKILL"]}), nodes=3).until_step(12)
+    world.make_node_ill(1, "condition KernelDeadlock")
+    world.harm_rank(2, "kill")
+    world.until_end()
+    assert [each.node for each in world.book] == struck
+    assert world.status.incidents[0].rule == "rule 0"
+
+
 def test_a_rule_names_the_budget_that_pays() -> None:
     """An exit that is no fault of the training code can be paid from another budget than the user's."""
     spec = a_spec_with(

@@ -68,6 +68,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "use up the memory in rank": lambda world, rank: world.harm_rank(int(rank), "oom"),
     "hold the GIL in rank": lambda world, rank: world.harm_rank(int(rank), "holding"),
     "hang the data loader of rank": lambda world, rank: world.harm_rank(int(rank), "stuck"),
+    "the file system holds ranks": lambda world, *ranks: [world.harm_rank(int(rank), "held") for rank in ranks],
     "lock up the threads of rank": lambda world, rank: world.harm_rank(int(rank), "locked"),
     "let it never end in rank": lambda world, rank: world.harm_rank(int(rank), "spinning"),
     "leave the gang, and die slowly, with rank": lambda world, rank: world.harm_rank(int(rank), "leaving"),

@@ -27,6 +27,7 @@ from mend.model import (
     RunPhase,
     RunStatus,
     Straggler,
+    Strike,
     Tier,
     WorkerPod,
 )
@@ -153,6 +154,17 @@ def test_mend_describe() -> None:
         assert words in told
     assert "Checkpoint: step 59, 30s ago, s3://b/clio/step-59" in told
     assert "blamed   rank 3 on worker 1" in told
+
+
+def test_mend_describe_shows_strikes() -> None:
+    """Those that the run gave, as long as they count or were lifted; one that has expired is of no concern."""
+    given = [
+        Strike(id=f"u/{n}", node=f"node-{n}", run="ml/clio", reason="not ready", struck_at=NOW - 7200, expires_at=until)
+        for n, until in enumerate((NOW + 3600, NOW - 1))
+    ]
+    told = printed(*description(an_observation(msgspec.structs.replace(STATUS, strikes=tuple(given))), [], NOW))
+    assert "Strike: node-0: not ready (run ml/clio, 2.0 h ago, for another 1.0 h)" in told
+    assert "node-1" not in told
 
 
 @pytest.mark.parametrize(
