@@ -18,8 +18,10 @@ from faults import (
     generously,
     schedules,
 )
+from mend import strikes
 from mend.decide import decide
 from mend.model import EmitEvent, FailureClass, PruneCheckpoints, RunPhase
+from mend.protocol import RankExit
 from mend.restore import latest_attempt
 from mend.transitions import attempt_heard
 from world import World, a_spec
@@ -60,6 +62,47 @@ def test_spares_and_strikes_break_no_promise(schedule: list[Fault], spares: int,
         a_spec(2, 2, minimum=1, spares=spares, recovery=recovery), nodes=2 + spares, steps=60, rejoins=rejoins
     )
     assert broken_promises(play(schedule, world)) == []
+
+
+@generously
+@given(
+    st.sets(st.integers(0, 5), min_size=1),
+    st.lists(st.integers(0, 1), min_size=6, max_size=6),
+    st.integers(3, 6),
+    st.booleans(),
+)
+def test_a_program_that_crashes_at_its_start_excludes_no_node_after_another(
+    crashing: set[int], ticks_later: list[int], nodes: int, rejoins: bool
+) -> None:
+    """Ranks that end by a signal before their first step, wherever they run, move no strike from node to node.
+
+    None is given where the ranks of several workers crash; where those of one do, the first node gets one that is not
+    decisive, and no other node any.
+    """
+    world = World(a_spec(3, 2), nodes=nodes, steps=60, rejoins=rejoins)
+    for attempt in range(1, 9):
+        world.until(lambda world, n=attempt: world.status.attempt >= n and is_loaded(world))
+        segfault(world, {rank: ticks_later[rank] for rank in crashing})
+        note("\n".join(world.story))
+    world.until(lambda world: world.status.attempt > 8)
+    struck = {each.node for each in (*world.book, *world.status.strikes)}
+    assert len(struck) <= (1 if len({rank // 2 for rank in crashing}) == 1 else 0)
+    assert strikes.excluded(world.book, world.spec.recovery.node_strikes.limit, world.now) == ()
+
+
+def is_loaded(world: World) -> bool:
+    """Whether all ranks of the newest gang are there and have made no step yet."""
+    gang = world.gang
+    return gang is not None and gang.complete and gang.loaded_at is not None and not gang.steps_done
+
+
+def segfault(world: World, when: dict[int, int]) -> None:
+    """These ranks end by signal 11, each so many ticks after now."""
+    for tick in (0, 1):
+        for rank in world.live_ranks():
+            if when.get(rank.number) == tick:
+                rank.end(world.now, RankExit(signal=11))
+        world.tick()
 
 
 @generously
