@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
 from mend import strikes
 from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, NodeCheck, Observation, Strike, Tier
 from mend.presence import workers_of
@@ -78,10 +80,10 @@ def strikes_for(
     blamed = culprits(spec, seen, incident)
     is_of_one = len(nodes_of(seen, blamed)) == 1
     found = [
-        strike(spec, seen, node, reason, number, now, decisive=decisive)
+        replace(strike(spec, seen, node, reason, number, now, decisive=decisive), presumed=presumed)
         for worker in blamed
         for node in nodes_of(seen, (worker,))
-        for reason, decisive in _faults(seen, incident, lately, worker, node, is_of_one=is_of_one)
+        for reason, decisive, presumed in _faults(seen, incident, lately, worker, node, is_of_one=is_of_one)
     ]
     return strikes.merged((), found)
 
@@ -99,6 +101,20 @@ def strike(spec: Spec, seen: Observation, node: str, reason: str, number: int, n
     )
 
 
+def refuted(
+    spec: Spec, seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], now: float
+) -> tuple[Strike, ...]:
+    """The run's presumed strikes that do not hold: before it was back from what they are for, that came elsewhere too."""
+    is_of_ranks = incident.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and incident.failure not in BLAMELESS
+    since = next((each.detected_at for each in earlier if each.is_open), None)
+    elsewhere = nodes_of(seen, culprits(spec, seen, incident))
+    if since is None or not is_of_ranks or incident.verdict.confidence < SURE or not elsewhere:
+        return ()
+    run = f"{seen.namespace}/{seen.name}"
+    given = [each for each in book(seen) if each.run == run and each.presumed and each.struck_at >= since]
+    return tuple(each for each in given if each.node not in elsewhere and not each.lifted and now < each.expires_at)
+
+
 def _faults(
     seen: Observation,
     incident: Incident,
@@ -107,18 +123,19 @@ def _faults(
     node: str,
     *,
     is_of_one: bool,
-) -> Iterator[tuple[str, bool]]:
-    """Why this node is to blame, and whether that is decisive; `is_of_one`: all culprits are on it.
+) -> Iterator[tuple[str, bool, bool]]:
+    """Why this node is to blame, whether that is decisive, and whether presumed; `is_of_one`: all culprits are on it.
 
     What is only seen again and again speaks against a machine as long as it is seen nowhere else. Before the first step
     it is not decisive even then: a program that fails at its start does so on any machine.
     """
     if (reason := incident.machine_faults.get(worker)) is not None:
-        yield reason, False
+        yield reason, False, False
     elif is_of_one and _crashes_here_only(seen, incident, earlier, node):
-        yield f"worker {worker}: ranks crash on {node} again and again, and nowhere else", False
+        yield f"worker {worker}: ranks crash on {node} again and again, and nowhere else", False, True
     if is_of_one and _was_replaced_in_vain(incident, earlier, node):
-        yield f"worker {worker}: a new pod on {node} went wrong as the one before", not incident.before_stepping
+        reason = f"worker {worker}: a new pod on {node} went wrong as the one before"
+        yield reason, not incident.before_stepping, True
 
 
 def _crashes_here_only(seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], node: str) -> bool:

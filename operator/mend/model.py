@@ -142,7 +142,8 @@ class Strike(Fact, frozen=True, kw_only=True):
     struck_at: float
     expires_at: float
     decisive: bool = False  # counts as many as are needed
-    lifted: bool = False  # counts no more: nodes were short
+    presumed: bool = False  # since it came again and again here, and nowhere else: lifted if it comes elsewhere too
+    lifted: bool = False  # counts no more: nodes were short, or what was presumed was refuted
 
 
 class NodeCheck(Fact, frozen=True, kw_only=True):

@@ -10,11 +10,13 @@ from mend.diagnose import diagnose, valid_evidence
 from mend.goodput import account, book_detection
 from mend.model import (
     MAX_STRIKES,
+    AnyAction,
     Decision,
     EmitEvent,
     FailureClass,
     Incident,
     IncidentRecord,
+    LiftStrikes,
     Observation,
     RunPhase,
     RunStatus,
@@ -92,6 +94,7 @@ def _recover(spec: Spec, seen: Observation, incident: Incident, record: Incident
     if rule is not None and rule.budget is not None:
         incident = replace(incident, failure=FailureClass(rule.budget))
     given = _strikes(spec, seen, incident, record, earlier, rule, now)
+    refuted = machines.refuted(spec, seen, incident, earlier, now)
     tier, why = tiers.choose(spec, seen, incident, earlier, now, rule, given)
     record = judged(spec, seen, record, incident, tier, rule.name if rule is not None else "")
     record, keeping = kept(spec, seen, record)
@@ -110,13 +113,15 @@ def _recover(spec: Spec, seen: Observation, incident: Incident, record: Incident
             *keeping,
         )
     status = _prepared(spec, seen, incident, tier, now, rule)
-    status = replace(status, strikes=strikes.merged(status.strikes, given)[-MAX_STRIKES:])
+    booked = strikes.lifted(strikes.merged(status.strikes, given), [each.id for each in refuted])
+    status = replace(status, strikes=booked[-MAX_STRIKES:])
     status = next_attempt(replace(seen, status=status), now, RunPhase.RECOVERING)
     due = machines.check_due(spec, seen, incident, earlier, now)
     status = replace(status, check=due or begun_anew(status.check))
     if tier is Tier.REJOIN:
         status = replace(status, keep=tiers.to_keep(spec, seen, incident))
-    return with_actions(assemble(spec, replace(seen, status=status), now), event, *_said_of(given), *keeping)
+    told = (event, *_said_of(given), *_lifting(refuted), *keeping)
+    return with_actions(assemble(spec, replace(seen, status=status), now), *told)
 
 
 def _strikes(
@@ -143,6 +148,15 @@ def _said_of(given: tuple[Strike, ...]) -> tuple[EmitEvent, ...]:
         EmitEvent(type="Warning", reason="NodeStruck", message=f"a strike against {each.node}: {each.reason}")
         for each in given
     )
+
+
+def _lifting(refuted: tuple[Strike, ...]) -> tuple[AnyAction, ...]:
+    if not refuted:
+        return ()
+    nodes = ", ".join(sorted({each.node for each in refuted}))
+    message = f"what came again and again on {nodes} comes elsewhere as well: these strikes are lifted"
+    event = EmitEvent(type="Normal", reason="StrikesLifted", message=message)
+    return LiftStrikes(ids=tuple(each.id for each in refuted)), event
 
 
 def _booked(seen: Observation, record: IncidentRecord, now: float) -> RunStatus:

@@ -41,6 +41,7 @@ def struck(book: Sequence[Strike], strike: Strike) -> tuple[Strike, ...]:
         if each.id == strike.id or _is_of_burst(each, strike):
             is_worse = strike.decisive and not each.decisive
             worse = replace(each, decisive=True, reason=strike.reason) if is_worse else each
+            worse = replace(worse, presumed=each.presumed and strike.presumed)
             return tuple(worse if one is each else one for one in book)
     return (*book, strike)
 
@@ -79,5 +80,5 @@ def kept(book: Iterable[Strike], now: float, most: int = MAX_BOOK) -> tuple[Stri
 def in_words(strike: Strike, now: float) -> str:
     """One strike for a person: 'node-1: node is not ready (run team/clio, 3 h ago, for another 21 h)'."""
     ago, left = (now - strike.struck_at) / 3600, max(0.0, strike.expires_at - now) / 3600
-    word = "lifted since nodes were short" if strike.lifted else f"for another {left:.1f} h"
+    word = "lifted" if strike.lifted else f"for another {left:.1f} h"
     return f"{strike.node}: {strike.reason} (run {strike.run}, {ago:.1f} h ago, {word})"

@@ -90,6 +90,18 @@ def test_a_program_that_crashes_at_its_start_excludes_no_node_after_another(
     assert strikes.excluded(world.book, world.spec.recovery.node_strikes.limit, world.now) == ()
 
 
+def test_a_node_that_a_program_seems_to_condemn_is_freed_when_the_crash_goes_with_it() -> None:
+    """A rank that crashes at every start wherever it is: its node is kept away from until it crashes on another one."""
+    world, kept_away = World(a_spec(3, 2), nodes=5, steps=60), []
+    while not world.status.phase.is_final:
+        world.until(lambda world: world.status.phase.is_final or is_loaded(world))
+        segfault(world, {3: 0})
+        kept_away.append(strikes.excluded(world.book, 2, world.now))
+    assert {each for each in kept_away if each} == {("node-1",)}
+    assert kept_away[-1] == ()
+    assert all(each.lifted for each in world.book)
+
+
 def is_loaded(world: World) -> bool:
     """Whether all ranks of the newest gang are there and have made no step yet."""
     gang = world.gang

@@ -69,6 +69,7 @@ FULL = RunStatus(
             struck_at=1_000_001.5,
             expires_at=1_086_401.5,
             decisive=True,
+            presumed=True,
             lifted=True,
         ),
     ),

@@ -191,3 +191,39 @@ def test_before_its_first_step_a_machine_is_not_excluded_at_once() -> None:
     incident = replace(CRASHED, machine_faults={}, before_stepping=True)
     reason = "worker 1: a new pod on node-1 went wrong as the one before"
     assert struck(incident, IN_VAIN) == [("node-1", reason, False)]
+
+
+PRESUMED = Strike(
+    id="u/2/node-0",
+    node="node-0",
+    run="team/clio",
+    reason="again and again",
+    struck_at=NOW - 10,
+    expires_at=NOW + 86400,
+    presumed=True,
+)
+OPEN = replace(IN_VAIN, culprit_nodes=("node-0",))
+
+
+@pytest.mark.parametrize(
+    ("incident", "strike", "earlier", "is_lifted"),
+    [
+        (CRASHED, PRESUMED, OPEN, True),
+        (LOST, PRESUMED, OPEN, False),
+        (replace(CRASHED, failure=FailureClass.USER), PRESUMED, OPEN, False),
+        (replace(CRASHED, verdict=Verdict(ranks=(2,), confidence=0.6)), PRESUMED, OPEN, False),
+        (replace(CRASHED, verdict=Verdict(ranks=(0,), confidence=0.95)), PRESUMED, OPEN, False),
+        (CRASHED, replace(PRESUMED, presumed=False), OPEN, False),
+        (CRASHED, replace(PRESUMED, run="team/other"), OPEN, False),
+        (CRASHED, replace(PRESUMED, struck_at=NOW - 3600), OPEN, False),
+        (CRASHED, PRESUMED, replace(OPEN, recovered_at=NOW - 1), False),
+    ],
+    ids=["elsewhere", "lost", "user", "doubtful", "there again", "seen", "another run's", "from before", "was back"],
+)
+def test_what_goes_with_the_program_frees_the_machine(
+    incident: Incident, strike: Strike, earlier: IncidentRecord, is_lifted: bool
+) -> None:
+    """A strike for what came again and again on one node is lifted once it comes elsewhere before the run is back."""
+    seen = replace(SEEN, strikes=(strike,))
+    found = machines.refuted(SPEC, seen, incident, [earlier], NOW)
+    assert found == ((strike,) if is_lifted else ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mend import strikes
 from mend.model import Strike
@@ -66,6 +67,13 @@ def test_the_worst_of_a_burst_stays() -> None:
     """A decisive complaint after a lesser one of the same burst makes that one decisive, with its reason."""
     (kept,) = strikes.struck((ONE,), a_strike(2, ago=7100, decisive=True))
     assert (kept.id, kept.decisive, kept.reason) == (ONE.id, True, "because of 2")
+
+
+def test_what_was_seen_is_no_longer_presumed() -> None:
+    """Of one complaint that was presumed and one that was seen, what stays cannot be refuted any more."""
+    presumed, seen = a_strike(1, ago=7200, presumed=True), a_strike(2, ago=7100)
+    assert [each.presumed for each in strikes.struck((presumed,), seen)] == [False]
+    assert [each.presumed for each in strikes.struck((presumed,), replace(seen, presumed=True))] == [True]
 
 
 def test_a_lifted_strike_is_not_entered_again() -> None:
