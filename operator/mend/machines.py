@@ -19,6 +19,7 @@ SURE = 0.8
 CERTAIN = 0.98  # of a verdict that leaves nothing to be checked
 CRASHES_BEFORE = 2  # on one node and on no other: with fewer, chance would do as an explanation
 REPLACED = (Tier.REPLACE_WORKER, Tier.EXCLUDE_NODE)
+OF_RANKS = (IncidentKind.CRASHED, IncidentKind.HUNG)
 BLAMELESS = (FailureClass.USER, FailureClass.PREEMPTION)
 
 
@@ -104,8 +105,8 @@ def strike(spec: Spec, seen: Observation, node: str, reason: str, number: int, n
 def refuted(
     spec: Spec, seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], now: float
 ) -> tuple[Strike, ...]:
-    """The run's presumed strikes that do not hold: before it was back from what they are for, that came elsewhere too."""
-    is_of_ranks = incident.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and incident.failure not in BLAMELESS
+    """The presumed strikes of the run that do not hold: before it was back, the same came on another node as well."""
+    is_of_ranks = incident.kind in OF_RANKS and incident.failure not in BLAMELESS
     since = next((each.detected_at for each in earlier if each.is_open), None)
     elsewhere = nodes_of(seen, culprits(spec, seen, incident))
     if since is None or not is_of_ranks or incident.verdict.confidence < SURE or not elsewhere:
@@ -135,7 +136,7 @@ def _faults(
         yield f"worker {worker}: ranks crash on {node} again and again, and nowhere else", False, True
     if is_of_one and _was_replaced_in_vain(incident, earlier, node):
         reason = f"worker {worker}: a new pod on {node} went wrong as the one before"
-        yield reason, not incident.before_stepping, True
+        yield reason, not incident.before_stepping, incident.kind in OF_RANKS
 
 
 def _crashes_here_only(seen: Observation, incident: Incident, earlier: Sequence[IncidentRecord], node: str) -> bool:
@@ -172,5 +173,5 @@ def _was_replaced_in_vain(incident: Incident, earlier: Sequence[IncidentRecord],
 
 def _is_of_ranks_elsewhere(record: IncidentRecord, node: str) -> bool:
     """Ranks were to blame on another node, and not by an error of the training code or by being sent away."""
-    is_of_ranks = record.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and record.failure not in BLAMELESS
+    is_of_ranks = record.kind in OF_RANKS and record.failure not in BLAMELESS
     return is_of_ranks and any(each != node for each in record.culprit_nodes)
