@@ -235,6 +235,6 @@ def test_what_goes_with_the_program_frees_the_machine(
     ids=["seen, and in vain", "in vain", "lost in vain"],
 )
 def test_only_what_ranks_do_is_presumed(incident: Incident, is_presumed: bool) -> None:
-    """A fault that was seen, and a worker that is lost with its new pod as well, cannot be refuted by ranks elsewhere."""
+    """A fault that was seen, and a worker that is lost with its new pod, cannot be refuted by ranks elsewhere."""
     (given,) = machines.strikes_for(SPEC, SEEN, incident, 9, [IN_VAIN], NOW)
     assert (given.decisive, given.presumed) == (True, is_presumed)
