@@ -82,7 +82,7 @@ def main() -> int:
 
 async def measure(options: Namespace) -> list[Row]:
     """All rows."""
-    kills, rounds = (15, 1) if options.quick else (100, 3)
+    kills, rounds = (15, 1) if options.quick else (100, 2)
     lengths = (SHORT_STEP,) if options.quick else (SHORT_STEP, LONG_STEP)
     peer_times, patience = (2, 10.0) if options.quick else (10, 60.0)
     hangs = HANG_KINDS * rounds
