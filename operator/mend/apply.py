@@ -189,7 +189,9 @@ def _order(action: Sending) -> Order:
         case SendLaunch(launch=launch):
             return launch
         case SendCheck():
-            return Check(attempt=action.attempt, round=action.round, seconds=action.seconds)
+            return Check(
+                attempt=action.attempt, round=action.round, seconds=action.seconds, neighbours=action.neighbours
+            )
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
         case SendStop():

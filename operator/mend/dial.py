@@ -21,6 +21,7 @@ from mend.protocol import (
     Evidence,
     Gather,
     Order,
+    agent_url,
     decode_ack,
     decode_checked,
     decode_evidence,
@@ -66,8 +67,7 @@ class Target:
 
     def url(self, path: str) -> str:
         """Where to reach it."""
-        host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"http://{host}:{self.port}{path}"
+        return agent_url(self.ip, self.port) + path
 
     @property
     def headers(self) -> dict[str, str]:

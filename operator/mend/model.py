@@ -496,6 +496,7 @@ class SendCheck(Action, frozen=True, kw_only=True, tag="send-check"):
     attempt: int
     round: int
     seconds: float
+    neighbours: tuple[str, ...] = ()
 
 
 class SendStop(Action, frozen=True, kw_only=True, tag="send-stop"):

@@ -2,7 +2,9 @@
 
 A machine is compared with the others of the gang, never with fixed figures: it is bad if it does less than half of what
 the middle one of its peers does, if its numbers are wrong, or if the check dies or hangs there and not everywhere; and
-only if a second round finds so too: a neighbour may have been busy during the first.
+only if a second round finds so too: a neighbour may have been busy during the first. The way between two machines is
+measured from each to the one before and the one after it; the better of the two counts, so that a bad link shows at the
+machine that has it and not at the one beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from msgspec.structs import replace
 
 from mend import machines, strikes
 from mend.model import MAX_STRIKES, Decision, EmitEvent, NodeCheck, Observation, RunStatus, SendCheck
-from mend.protocol import Checked
+from mend.protocol import WAY_FIGURE, Checked, agent_url
 from mend.seats import seats
 from mend.spec import Spec
 from mend.transitions import with_actions
@@ -24,6 +26,7 @@ CHECK_SECONDS = 20.0  # at the most; measuring takes 3 of them, importing torch 
 ANSWER_SECONDS = 3.0  # on top: the order, the answer, and a controller that is busy
 LOOK_SECONDS = 1.0
 BAD_SHARE = 0.5  # of what its peers do
+BAD_SHARE_OF_WAY = 0.25  # others use a network as well
 ROUNDS = 2
 MAX_PEERS = 8  # who are measured beside the suspects: the middle of eight is as good as that of a thousand
 
@@ -85,10 +88,20 @@ def _orders(seen: Observation, check: NodeCheck, workers: Sequence[int]) -> tupl
             attempt=seen.status.attempt,
             round=check.round,
             seconds=CHECK_SECONDS,
+            neighbours=_neighbours(seen, check, worker),
         )
         for worker in workers
         if (agent := seen.agent_of(worker)) is not None and agent.connected
     )
+
+
+def _neighbours(seen: Observation, check: NodeCheck, worker: int) -> tuple[str, ...]:
+    """Where the agents are of the workers asked before and after this one, in a ring."""
+    ring = check.asked
+    place = ring.index(worker)
+    beside = dict.fromkeys((ring[place - 1], ring[(place + 1) % len(ring)]))
+    pods = [seen.pod_of(other) for other in beside if other != worker]
+    return tuple(agent_url(pod.ip) for pod in pods if pod is not None and pod.ip)
 
 
 # ---------------------------------------------------------------- the verdict
@@ -105,7 +118,8 @@ def _why_slow(worker: int, answers: dict[int, Checked]) -> str:
     """The first figure of which it has too little; none where it has no peers that measured the same."""
     for name, figure in answers[worker].figures.items():
         peers = [told.figures[name] for other, told in answers.items() if other != worker and name in told.figures]
-        if peers and figure < BAD_SHARE * median(peers):
+        share = BAD_SHARE_OF_WAY if name == WAY_FIGURE else BAD_SHARE
+        if peers and figure < share * median(peers):
             return f"{name} {figure / median(peers):.2f}x of its peers"
     return ""
 

@@ -40,6 +40,8 @@ TOKEN_SECRET_KEY: Final = "token"
 
 STREAM_PATH: Final = "/v1/stream"
 ORDERS_PATH: Final = "/v1/orders"
+BULK_PATH: Final = "/v1/bulk"  # zeros, for another agent of the run to measure the way
+BULK_BYTES: Final = 32 << 20
 
 # ---------------------------------------------------------------- environment
 # Given to the agent by the pod that `render` makes.
@@ -271,6 +273,9 @@ class Evidence(Message, frozen=True, kw_only=True, tag_field="type", tag="eviden
     gather_seconds: float = 0.0
 
 
+WAY_FIGURE: Final = "way to a neighbour"  # among the figures of a check: the better of two
+
+
 class Checked(Message, frozen=True, kw_only=True, tag_field="type", tag="checked"):
     """What a machine can do, in answer to a `Check`: to be compared with its peers, never with fixed figures."""
 
@@ -346,6 +351,7 @@ class Check(Message, frozen=True, kw_only=True, tag_field="type", tag="check"):
     attempt: int
     round: int = 1  # what looks bad is measured again
     seconds: float = 20.0
+    neighbours: tuple[str, ...] = ()  # http://HOST:PORT of agents to which the way is measured
 
 
 Order = Launch | Gather | Stop | SaveNow | Check
@@ -426,6 +432,11 @@ INCIDENTS_FOLDER: Final = "incidents"
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
 SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
+
+
+def agent_url(ip: str, port: int = AGENT_PORT) -> str:
+    """Where an agent is reached, without a path."""
+    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
 
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:

@@ -6,11 +6,12 @@ import asyncio
 import os
 from pathlib import Path
 
+import aiohttp
 import pytest
 import torch
 
 from agents_real import STEPS, an_agent, at_step, launched, warm
-from mend.protocol import Ack, Check, Checked, Stop
+from mend.protocol import BULK_PATH, WAY_FIGURE, Ack, Check, Checked, Stop
 from mend_trainer.checking import check
 from mend_trainer.kernel import Reaper
 from mend_trainer.nodecheck import adds_up
@@ -48,6 +49,27 @@ async def test_ranks_that_train_are_not_disturbed(tmp_path: Path) -> None:
         _, told = await client.order(Check(attempt=2, seconds=SECONDS))
         assert isinstance(told, Checked), told
         assert told.problem == ""
+
+
+async def test_the_way_to_a_neighbour_is_measured(tmp_path: Path) -> None:
+    """From an agent beside it, with the run's token; one that is gone, or has ranks at work, says nothing of it."""
+    async with (
+        an_agent(["python", STEPS], tmp_path) as mine,
+        an_agent(["python", STEPS], tmp_path, worker=1) as beside,
+    ):
+        await warm(mine)
+        await warm(beside)
+        here = (beside.agent.url,)
+        _, told = await mine.order(Check(attempt=1, seconds=SECONDS, neighbours=("http://127.0.0.1:9", *here)))
+        assert isinstance(told, Checked), told
+        assert (told.problem, told.figures[WAY_FIGURE] > 0) == ("", True)
+        await launched(beside, 1)
+        await beside.until(at_step(1, 1))
+        _, told = await mine.order(Check(attempt=2, seconds=SECONDS, neighbours=here))
+        assert isinstance(told, Checked), told
+        assert WAY_FIGURE not in told.figures
+        async with aiohttp.ClientSession() as stranger, stranger.get(beside.agent.url + BULK_PATH) as answer:
+            assert answer.status == 401
 
 
 @pytest.mark.parametrize(

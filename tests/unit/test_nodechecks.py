@@ -15,11 +15,12 @@ from mend.model import (
     Observation,
     RunPhase,
     RunStatus,
+    SendCheck,
     Tier,
     Verdict,
 )
 from mend.nodechecks import in_words, judge
-from mend.protocol import Checked
+from mend.protocol import WAY_FIGURE, Checked, agent_url
 from world import World, a_spec
 
 NOW = 50_000.0
@@ -168,6 +169,29 @@ def test_unlike_machines_are_not_compared() -> None:
     """A figure that no peer has measured says nothing."""
     told = answers(10.0, 10.0) | {2: Checked(attempt=5, worker=2, figures={"cuda:0 memory pass": 1.0})}
     assert judge(told) == {}
+
+
+@pytest.mark.parametrize(("share", "is_bad"), [(0.2, True), (0.4, False)])
+def test_a_way_must_be_much_worse(share: float, is_bad: bool) -> None:
+    """A network is used by others as well: only under a quarter of what the peers have is bad."""
+    told = {n: Checked(attempt=5, worker=n, figures={WAY_FIGURE: 100.0 if n else 100.0 * share}) for n in range(3)}
+    assert judge(told) == ({0: f"{WAY_FIGURE} {share:.2f}x of its peers"} if is_bad else {})
+
+
+@pytest.mark.parametrize(
+    ("workers", "neighbours"),
+    [(4, {0: (3, 1), 1: (0, 2), 2: (1, 3), 3: (2, 0)}), (2, {0: (1,), 1: (0,)}), (1, {0: ()})],
+)
+def test_neighbours_are_the_ones_beside_in_a_ring(workers: int, neighbours: dict[int, tuple[int, ...]]) -> None:
+    """Each is told of the agents of the workers asked before and after it, once each, and never of its own."""
+    world = World(a_spec(workers, 1, recovery={"nodeCheck": "Always"})).until_training()
+    world.harm_rank(0, "kill")
+    asked = lambda world: [a for _, said in world.decisions for a in said.actions if isinstance(a, SendCheck)]  # noqa: E731
+    world.until(asked)
+    told = {each.worker: each.neighbours for each in asked(world)}
+    assert told == {
+        worker: tuple(agent_url(f"10.0.0.{other}") for other in others) for worker, others in neighbours.items()
+    }
 
 
 def test_a_check_that_nobody_answers_is_not_waited_for_for_ever() -> None:

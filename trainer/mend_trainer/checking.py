@@ -38,7 +38,8 @@ async def check(order: Check, worker: int, environment: Mapping[str, str], reape
     began = time.monotonic()
     read, write = os.pipe2(os.O_CLOEXEC)
     measuring = f"{order.seconds * _MEASURING_SHARE:g}"
-    pid = spawn([sys.executable, "-m", "mend_trainer.nodecheck", measuring], environment, write)
+    words = [sys.executable, "-m", "mend_trainer.nodecheck", measuring, *order.neighbours]
+    pid = spawn(words, environment, write)
     os.close(write)
     ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
     reaper.watch(pid, ended.set_result, lambda: kill_group(pid))

@@ -1,23 +1,27 @@
-"""`python -m mend_trainer.nodecheck SECONDS`: what this machine can do, measured and told as a line of JSON.
+"""`python -m mend_trainer.nodecheck SECONDS [URL...]`: what this machine can do, measured and told as a line of JSON.
 
-A matrix product and a pass over memory on each device (the CPU where there is no GPU), and a stream over loopback. Each
-is the best of many short ones, by the time of the processor where that does the work: what the machine can do, whoever
-else uses it just now. Products have small whole
-numbers, so that their sums are exact and a wrong one is seen.
+A matrix product and a pass over memory on each device (the CPU where there is no GPU), a stream over loopback, and one
+from each of the agents at these URLs. Each is the best of many short ones, by the time of the processor where that does
+the work: what the machine can do, whoever else uses it just now. Products have small whole numbers, so that their sums
+are exact and a wrong one is seen.
 """
 
 from __future__ import annotations
 
+import http.client
+import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 import torch
 
+from mend.protocol import BULK_PATH, ENV_TOKEN, WAY_FIGURE
 from mend_trainer.checking import Finding
 
 ROWS: Final = {"cpu": 256, "cuda": 4096}  # of the matrices
@@ -26,17 +30,18 @@ LEAST_ROUNDS: Final = 3
 SHORTEST_SECONDS: Final = 1e-6  # the processor's clock may not have ticked
 CHUNK_BYTES: Final = 1 << 20
 CHUNKS: Final = 32  # over loopback, in each round
+WAY_TIMEOUT_SECONDS: Final = 3.0
 
 
 class WrongNumbers(ArithmeticError):
     """A device has miscalculated."""
 
 
-def measure(seconds: float) -> Finding:
+def measure(seconds: float, neighbours: Sequence[str] = ()) -> Finding:
     """Everything, in about `seconds`."""
     torch.set_num_threads(1)  # what a core can do, however many the pod may use just now
     devices = [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
-    share = seconds / (2 * len(devices) + 1)
+    share = seconds / (2 * len(devices) + 1 + len(neighbours))
     figures: dict[str, float] = {}
     try:
         for device in devices:
@@ -45,6 +50,9 @@ def measure(seconds: float) -> Finding:
     except WrongNumbers as error:
         return Finding(figures=figures, problem=str(error))
     figures["loopback"] = loopback_bytes_per_second(share)
+    ways = [way for url in neighbours if (way := way_bytes_per_second(url, share)) > 0]
+    if ways:
+        figures[WAY_FIGURE] = max(ways)
     return Finding(figures=figures)
 
 
@@ -110,9 +118,43 @@ def _stream(ours: socket.socket, theirs: socket.socket) -> None:
     sender.join()
 
 
+def way_bytes_per_second(url: str, seconds: float) -> float:
+    """Bytes from the agent at `url`; 0 if it sends none, which says nothing about this machine."""
+    try:
+        return max(_download(url) for _ in _until(seconds))
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0.0
+
+
+def _until(seconds: float) -> Iterator[None]:
+    """As often as fits, but some times at the least."""
+    deadline = time.monotonic() + seconds
+    rounds = 0
+    while rounds < LEAST_ROUNDS or time.monotonic() < deadline:
+        yield
+        rounds += 1
+
+
+def _download(url: str) -> float:
+    address = urlsplit(url)
+    if address.hostname is None:
+        raise ValueError(f"{url}: expected http://HOST:PORT")
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=WAY_TIMEOUT_SECONDS)
+    try:
+        began = time.perf_counter()
+        connection.request("GET", BULK_PATH, headers={"Authorization": f"Bearer {os.environ.get(ENV_TOKEN, '')}"})
+        answer = connection.getresponse()
+        if answer.status != http.HTTPStatus.OK:
+            raise http.client.HTTPException(f"{url} answered {answer.status}")
+        received = len(answer.read())
+        return received / max(time.perf_counter() - began, SHORTEST_SECONDS)
+    finally:
+        connection.close()
+
+
 def main() -> None:
     """Prints what was found."""
-    print(msgspec.json.encode(measure(float(sys.argv[1]))).decode(), flush=True)
+    print(msgspec.json.encode(measure(float(sys.argv[1]), sys.argv[2:])).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from mend.protocol import (
+    BULK_PATH,
     ORDERS_PATH,
     STREAM_PATH,
     Ack,
@@ -22,6 +23,7 @@ from mend.protocol import (
     decode_order,
     encode,
 )
+from mend_trainer.bulk import send_bulk
 from mend_trainer.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,13 @@ def make_app(supervisor: Supervisor, token: str, heartbeat_seconds: float) -> we
             return _json(Ack(accepted=False, attempt=supervisor.attempt, reason=reason), status=409)
         return _json(await supervisor.obey(order))
 
+    async def bulk(request: web.Request) -> web.StreamResponse:
+        return await send_bulk(request, supervisor)
+
     app = web.Application(middlewares=[with_token])
     app.router.add_get(STREAM_PATH, stream)
     app.router.add_post(ORDERS_PATH, orders)
+    app.router.add_get(BULK_PATH, bulk)
     return app
 
 

@@ -111,6 +111,11 @@ class Supervisor:
         return AgentState.RUNNING
 
     @property
+    def has_ranks(self) -> bool:
+        """Whether any rank runs here."""
+        return bool(self._gang is not None and self._gang.alive)
+
+    @property
     def stands_for(self) -> float:
         """Seconds since any rank made its last mark; 0 without living ranks."""
         alive = self._gang.alive if self._gang is not None else ()
@@ -204,7 +209,8 @@ class Supervisor:
         if any(gang.alive for gang in (*self._ended, *([self._gang] if self._gang else []))):
             return self._refuse("ranks are running here")
         if self._checking is None or self._checking.done():
-            work = check(order, self._settings.worker, self._tools.environment, self._reaper)
+            environment = {**self._tools.environment, ENV_TOKEN: self._settings.token}  # for its neighbours
+            work = check(order, self._settings.worker, environment, self._reaper)
             self._checking = asyncio.get_running_loop().create_task(work)
         return await asyncio.shield(self._checking)
 
