@@ -106,11 +106,17 @@ def _block(step: Callable[[], None], steps: int) -> list[float]:
 
 
 def _calibrated(matrix: torch.Tensor) -> int:
-    """How many products make a step of about 100 ms; the same on every rank."""
-    began = time.perf_counter()
-    for _ in range(50):
-        torch.mm(matrix, matrix)
-    count = torch.tensor(STEP_SECONDS * 50 / (time.perf_counter() - began))
+    """How many products make a step of about 100 ms; the same on every rank.
+
+    By the quickest of some rounds: the first is slow, and what else starts just now must not make steps short for good.
+    """
+    quickest = float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        for _ in range(50):
+            torch.mm(matrix, matrix)
+        quickest = min(quickest, time.perf_counter() - began)
+    count = torch.tensor(STEP_SECONDS * 50 / quickest)
     dist.all_reduce(count, op=dist.ReduceOp.MIN)
     return max(1, int(count))
 
