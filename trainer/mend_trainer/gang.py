@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _STORE_SECONDS: Final = 30.0
 _REJOIN_SECONDS: Final = 3.0  # what waits in a collective is there at once; what does not, would hold up all others
+_REPEAT_SECONDS: Final = 0.25  # the order is said again: a rank that has obeyed passes over it
 _TOLD_LINES: Final = 20
 _NOBODY: Final[Mapping[int, Rank]] = MappingProxyType({})
 
@@ -142,11 +143,13 @@ class Gang:
     async def _rejoins(self, rank: Rank, store_port: int) -> bool:
         """Whether the process of `rank` is in this attempt within a few seconds."""
         order = Rejoin(attempt=self.launch.attempt, env=rank_environment(self.launch, rank, store_port))
-        if not rank.rejoin(order, time.monotonic()):
-            return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_REJOIN_SECONDS):
-                await rank.settled.wait()
+        began = time.monotonic()
+        while not rank.settled.is_set() and time.monotonic() - began < _REJOIN_SECONDS:
+            if not rank.rejoin(order, began):
+                return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REPEAT_SECONDS):
+                    await rank.settled.wait()
         return rank.is_alive and rank.rejoins_since is None
 
     def _adopt(self, rank: Rank) -> None:
@@ -156,6 +159,7 @@ class Gang:
             rank.on_report = functools.partial(self._on_report, rank)
             return
         rank.rejoins_since = time.monotonic()
+        rank.settled.clear()
         before = rank.on_report
 
         def heard(report: Report) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from mend.protocol import ENV_ORDERS_FD, Rejoin, decode_rejoin
+from mend.protocol import ENV_ATTEMPT, ENV_ORDERS_FD, Rejoin, decode_rejoin
 
 _READ_BYTES: Final = 1 << 16
 
@@ -25,6 +26,8 @@ class Orders:
         self._on_order = on_order
         self._news = threading.Condition()
         self._order: Rejoin | None = None
+        self._reading = threading.Lock()
+        self._partial = b""
         threading.Thread(target=self._listen, name="mend-orders", daemon=True).start()
 
     @classmethod
@@ -39,17 +42,27 @@ class Orders:
 
     def take(self, seconds: float) -> Rejoin | None:
         """The order, once; waits that long for one to come."""
+        if select.select([self._descriptor], [], [], 0.0)[0]:
+            self._take_in()  # whoever waits need not wait for the thread that listens
         with self._news:
             self._news.wait_for(lambda: self._order is not None, seconds)
             order, self._order = self._order, None
             return order
 
     def _listen(self) -> None:
-        partial = b""
-        while chunk := self._read():
-            *lines, partial = (partial + chunk).split(b"\n")
-            for line in lines:
-                self._hear(line)
+        while select.select([self._descriptor], [], [])[0] and self._take_in():
+            pass
+
+    def _take_in(self) -> bool:
+        """Hear what is in the pipe; False when nobody will write to it any more."""
+        with self._reading:
+            if not select.select([self._descriptor], [], [], 0.0)[0]:
+                return True  # the other thread was quicker
+            chunk = self._read()
+            *lines, self._partial = (self._partial + chunk).split(b"\n")
+        for line in lines:
+            self._hear(line)
+        return bool(chunk)
 
     def _read(self) -> bytes:
         try:
@@ -63,6 +76,8 @@ class Orders:
         except msgspec.MsgspecError as error:
             _log.warning("no order of this protocol: %s", error)
             return
+        if order.attempt <= int(os.environ.get(ENV_ATTEMPT, "0")):
+            return  # said once more, and obeyed already
         with self._news:
             self._order = order
             self._news.notify_all()

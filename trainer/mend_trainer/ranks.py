@@ -80,7 +80,6 @@ class Rank:
     def rejoin(self, order: Rejoin, now: float) -> bool:
         """Tell it to go on in another attempt, if it can be told; what it said of the one before is forgotten."""
         self.error, self.rejoins_since = None, now
-        self.settled.clear()
         return self.orders is not None and self.orders.send(order)
 
     def has_rejoined(self) -> None:
