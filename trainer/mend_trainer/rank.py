@@ -12,7 +12,6 @@ import importlib.util
 import os
 import runpy
 import sys
-import traceback
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -30,17 +29,15 @@ from mend.protocol import (
     Message,
     Phase,
     Raised,
-    RankError,
 )
 from mend_trainer.command import Command, Module, Program, Script, understand
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.progress import ProgressPage
-from mend_trainer.reporting import Reporter
+from mend_trainer.reporting import Reporter, describe
 
 ENV_WORKER_SERVER: Final = "TORCH_WORKER_SERVER_SOCKET"
 ENV_AGENT_PID: Final = "MEND_AGENT_PID"
 PYTHON_HANDLER: Final = "mend_python"  # of the worker server: answers once Python code can run
-_TRACEBACK_BYTES: Final = 8192
 _CODE_OF_NO_SCRIPT: Final = 2  # as Python itself exits when it cannot open the file
 
 
@@ -216,14 +213,7 @@ _OWN_FILES: Final = frozenset({__file__, runpy.__file__, runpy.run_path.__code__
 
 def _tell(error: BaseException) -> None:
     """Report the exception now: tearing the interpreter down may hang, for example on a stuck process group."""
-    text = "".join(traceback.format_exception(error))
-    fact = RankError(
-        type=type(error).__qualname__,
-        message=str(error)[:_TRACEBACK_BYTES],
-        traceback=text[-_TRACEBACK_BYTES:],
-        fatal=bool(getattr(error, "mend_fatal", False)),
-    )
-    Reporter.from_environment().send(Raised(error=fact))
+    Reporter.from_environment().send(Raised(error=describe(error)))
 
 
 def _run_cold(command: Command) -> int:

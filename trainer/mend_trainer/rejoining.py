@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mend.lostpeers import is_of_a_lost_peer
-from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, Ancestor, Launch, Message, RankError, Rejoin
+from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, Ancestor, Launch, Message, Rejoin
 from mend_trainer.bundle import Bundle, Snapshot
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import PER_RANK
@@ -29,7 +28,6 @@ from mend_trainer.rng import rng_bytes, rng_state_of
 
 _ORDER_SECONDS: Final = 60.0  # a controller that is just being replaced must have its chance
 _LOOK_SECONDS: Final = 0.2
-_TRACEBACK_BYTES: Final = 8192
 _UNCLEAN: Final = -1
 
 _log = logging.getLogger(__name__)
@@ -176,14 +174,6 @@ class Rejoining:
         if self._path is None or self._page is None:
             return ()
         return self._page.read() or read_inherited(self._path)
-
-
-def describe(error: Exception) -> RankError:
-    """The error as it is reported."""
-    text = "".join(traceback.format_exception(error))
-    return RankError(
-        type=type(error).__qualname__, message=str(error)[:_TRACEBACK_BYTES], traceback=text[-_TRACEBACK_BYTES:]
-    )
 
 
 def _is_on_cpu(model: nn.Module) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import traceback
 from typing import Final
 
-from mend.protocol import ENV_REPORT_FD, Report, encode
+from mend.protocol import ENV_REPORT_FD, RankError, Report, encode
 
 PIPE_BYTES: Final = 1 << 20
+_TRACEBACK_BYTES: Final = 8192
 
 
 class Reporter:
@@ -47,3 +49,14 @@ class Reporter:
             return False
         self._unsent = line[written:]
         return True
+
+
+def describe(error: BaseException) -> RankError:
+    """An exception as it is reported: the last of its traceback, which says most."""
+    text = "".join(traceback.format_exception(error))
+    return RankError(
+        type=type(error).__qualname__,
+        message=str(error)[:_TRACEBACK_BYTES],
+        traceback=text[-_TRACEBACK_BYTES:],
+        fatal=bool(getattr(error, "mend_fatal", False)),
+    )

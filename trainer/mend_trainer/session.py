@@ -48,8 +48,8 @@ from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, Restore
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
 from mend_trainer.progress import ProgressPage
-from mend_trainer.rejoining import Rejoining, describe
-from mend_trainer.reporting import Reporter
+from mend_trainer.rejoining import Rejoining
+from mend_trainer.reporting import Reporter, describe
 from mend_trainer.rng import rng_state, set_rng_state
 from mend_trainer.waiting import watch_waiting
 
