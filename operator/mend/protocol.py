@@ -56,6 +56,8 @@ ENV_POD_UID: Final = "MEND_POD_UID"
 ENV_AGENT_PORT: Final = "MEND_AGENT_PORT"
 ENV_HEARTBEAT_SECONDS: Final = "MEND_HEARTBEAT_SECONDS"
 ENV_GRACE_SECONDS: Final = "MEND_GRACE_SECONDS"
+ENV_TLS_PEM: Final = "MEND_TLS_PEM"  # key and certificate of the run, by which workers know each other
+ENV_SIGNING_KEY: Final = "MEND_SIGNING_KEY"  # of manifests; absent: they are not signed
 ENV_PRELOAD: Final = "MEND_PRELOAD"  # comma-separated modules a standby imports beside torch
 # Given to a rank by its agent, beside torchrun's RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK,
 # MASTER_ADDR, MASTER_PORT, TORCHELASTIC_USE_AGENT_STORE, TORCHELASTIC_RESTART_COUNT, TORCH_WORKER_SERVER_SOCKET.
@@ -66,6 +68,8 @@ ENV_REPORT_FD: Final = "MEND_REPORT_FD"  # pipe for `Report` lines
 ENV_STACKS: Final = "MEND_STACKS"  # path that faulthandler writes to on SIGUSR1
 ENV_ORDERS_FD: Final = "MEND_ORDERS_FD"  # pipe of `Rejoin` lines from the agent
 ENV_FOOTING: Final = "MEND_FOOTING"  # path of what the rank keeps of the steps it completed last
+ENV_ARENA: Final = "MEND_ARENA"  # path of the rank's shared memory for snapshots
+ENV_ARENAS: Final = "MEND_ARENAS"  # paths of all arenas of this worker, by commas: where to look when restoring
 
 
 class ExitCode(IntEnum):
@@ -172,6 +176,7 @@ class CheckpointRef(Message, frozen=True, kw_only=True):
     """A state by name: where the checkpoint is and which attempt made it at which step.
 
     Without a uri it is no checkpoint: a fresh start (step -1), or the state that ranks which rejoined had in memory.
+    `memory:SAVE-ID` names snapshots in the shared memory of workers.
     """
 
     uri: str
@@ -182,6 +187,33 @@ class CheckpointRef(Message, frozen=True, kw_only=True):
     def is_of_peers(self) -> bool:
         """Whether it was handed on from memory to memory."""
         return not self.uri and self.step >= 0
+
+    @property
+    def save_in_memory(self) -> str:
+        """The save whose snapshots in shared memory are meant; "" for anything else."""
+        return self.uri.removeprefix(MEMORY_SCHEME) if self.uri.startswith(MEMORY_SCHEME) else ""
+
+
+class Held(Message, frozen=True, kw_only=True):
+    """Snapshots of one save that lie whole in one worker's memory, its own ranks' and copies of its buddy's."""
+
+    save_id: str
+    run_uid: str
+    attempt: int
+    step: int
+    tokens: int
+    world_size: int
+    ranks: tuple[int, ...]  # whose snapshots, by the numbers of the world that saved
+    lineage: tuple[Ancestor, ...] = ()
+
+
+class Holder(Message, frozen=True, kw_only=True):
+    """Where one rank's snapshot of a save lies."""
+
+    save_id: str
+    rank: int  # of the world that saved
+    worker: int
+    url: str  # https://HOST:PORT of that worker's saver; needless where the worker is the asker's own
 
 
 class SaveReport(Message, frozen=True, kw_only=True):
@@ -194,6 +226,16 @@ class SaveReport(Message, frozen=True, kw_only=True):
     bytes: int = 0
     failures: int = 0  # saves that failed since the last that worked
     error: str = ""  # why the last one failed
+    skipped: int = 0  # saves that were due while the one before was still being written
+    requests: int = 0  # to the store, by this worker in this attempt
+    stored_bytes: int = 0  # sent to the store, likewise
+
+
+class MemoryReport(Message, frozen=True, kw_only=True):
+    """What snapshots cost a worker in memory."""
+
+    needed_bytes: int  # for two snapshots of each rank, and two copies of the buddy's
+    limit_bytes: int = 0  # of the pod; 0: none
 
 
 class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heartbeat"):
@@ -210,6 +252,9 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     restored: CheckpointRef | None = None
     quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
     save: SaveReport | None = None
+    held: tuple[Held, ...] = ()
+    saver_port: int = 0  # where the saver serves snapshots over TLS; 0: it does not
+    memory: MemoryReport | None = None
     terminating: bool = False  # SIGTERM was received
 
 
@@ -297,6 +342,9 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     interval_seconds: float | None = None
     keep_last: int = 3
     keep_every: int | None = None
+    memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
+    peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
+    verify: bool = False  # read each checkpoint back, once it is committed
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
@@ -317,6 +365,8 @@ class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch")
     run_uid: str = ""
     restore: tuple[CheckpointRef, ...] = ()  # candidates, best first; empty: a fresh start
     checkpoint: CheckpointPlan | None = None
+    holders: tuple[Holder, ...] = ()  # of the candidates that lie in memory
+    buddy: str = ""  # https://HOST:PORT of the saver to which this worker's snapshots are copied; "": none
     keep: tuple[int, ...] = ()
     follows: int = 0  # the attempt of the ranks to keep: what is left of older ones may be off the lineage
     env: dict[str, str] = {}
@@ -413,7 +463,21 @@ class Rejoined(Message, frozen=True, kw_only=True, tag_field="type", tag="rejoin
     attempt: int
 
 
-Report = Committed | SaveFailed | Restored | Quarantined | Raised | Measured | Rejoined
+class Staged(Message, frozen=True, kw_only=True, tag_field="type", tag="staged"):
+    """This rank has published a snapshot in its arena."""
+
+    save_id: str
+    step: int
+    owed: bool  # it is to be saved; else it only stays in memory
+
+
+class Skipped(Message, frozen=True, kw_only=True, tag_field="type", tag="skipped"):
+    """A save was due and could not begin: the ones before are still being written."""
+
+    step: int
+
+
+Report = Staged | Skipped | Committed | SaveFailed | Restored | Quarantined | Raised | Measured | Rejoined
 
 
 # ---------------------------------------------------------------- agent -> rank (lines on the pipe of orders)
@@ -429,6 +493,7 @@ OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
 INCIDENTS_FOLDER: Final = "incidents"
+MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
 SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
@@ -442,6 +507,11 @@ def agent_url(ip: str, port: int = AGENT_PORT) -> str:
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
     """Key prefix of one save, relative to the run's prefix. Sorts by step; never reused."""
     return f"step-{step:012d}/{attempt:06d}-{save_id}"
+
+
+def share_name(rank: int) -> str:
+    """Of the object, in a save's folder, that tells what one rank's snapshot has become there."""
+    return f"share-{rank:06d}.json"
 
 
 def incident_key(attempt: int, incident: int, run_uid: str) -> str:

@@ -41,7 +41,7 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class BundleState:
     """A bundle's state: `tensors` nested as the checkpointer takes them, `values` as JSON."""
 
     tensors: dict[str, Any]
@@ -57,7 +57,7 @@ class Bundle:
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
     parts: Mapping[str, Stateful] = field(default_factory=dict)
 
-    def take(self) -> Snapshot:
+    def take(self) -> BundleState:
         """The state as it is now. Tensors are the live ones, not copies.
 
         An optimizer that has not stepped yet is given its states by a step of zero length, so take none from a run
@@ -76,9 +76,9 @@ class Bundle:
             values[name], held = split(part.state_dict(), name)
             if held:
                 tensors[name] = held
-        return Snapshot(tensors=tensors, values=values)
+        return BundleState(tensors=tensors, values=values)
 
-    def put(self, snapshot: Snapshot) -> None:
+    def put(self, snapshot: BundleState) -> None:
         """Continue from `snapshot`. The generators come last, since what precedes might draw from them."""
         tensors, values = snapshot.tensors, snapshot.values
         optimizers = list(self.optimizer) if isinstance(self.optimizer, Sequence) else [self.optimizer]
@@ -86,7 +86,7 @@ class Bundle:
         set_optimizer_state_dict(self.model, optimizers, join(values["optimizer"], tensors["optimizer"]), options=_FLAT)
         self.put_parts(snapshot)
 
-    def put_parts(self, snapshot: Snapshot) -> None:
+    def put_parts(self, snapshot: BundleState) -> None:
         """As `put`, where model and optimizer are already what they should be."""
         tensors, values = snapshot.tensors, snapshot.values
         for name, part in self.parts.items():

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mend.lostpeers import is_of_a_lost_peer
 from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, Ancestor, Launch, Message, Rejoin
-from mend_trainer.bundle import Bundle, Snapshot
+from mend_trainer.bundle import Bundle, BundleState
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import PER_RANK
 from mend_trainer.footing import Footing, FootingPage, read_inherited
@@ -162,7 +162,7 @@ class Rejoining:
         has_it = is_clean and step == source.step
         handed = hand_on(gang, source, here.tensors, mine, has_it=has_it)
         own = {PER_RANK: {str(self._bundle.rank): {"rng": rng_state_of(kept.generators)}}}
-        snapshot = Snapshot(tensors={**here.tensors, **own}, values=handed.values)
+        snapshot = BundleState(tensors={**here.tensors, **own}, values=handed.values)
         if has_it:
             self._bundle.put_parts(snapshot)
         else:

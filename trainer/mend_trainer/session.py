@@ -43,7 +43,7 @@ from mend.protocol import (
 from mend.store import StoreError
 from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
-from mend_trainer.bundle import Bundle, Snapshot, Stateful
+from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
@@ -374,8 +374,8 @@ class Session(Generic[B]):
             ref = restored.ref if restored else CheckpointRef(uri="", step=-1, attempt=launch.attempt)
             self._report(Restored(checkpoint=ref))
 
-    def _continue_from(self, restored: RestoredState, here: Snapshot) -> None:
-        self._bundle.put(Snapshot(tensors=here.tensors, values=restored.values))
+    def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
+        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:

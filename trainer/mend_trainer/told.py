@@ -24,6 +24,8 @@ from mend.protocol import (
     Restored,
     SaveFailed,
     SaveReport,
+    Skipped,
+    Staged,
     decode_report,
 )
 
@@ -57,7 +59,7 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
             return msgspec.structs.replace(told, quarantined=(*told.quarantined, uri))
-        case Quarantined() | Raised() | Measured() | Rejoined():
+        case Quarantined() | Raised() | Measured() | Rejoined() | Staged() | Skipped():
             return told
 
 
