@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mend.protocol import ENV_FOOTING, ENV_ORDERS_FD
+from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, ENV_ORDERS_FD, Rejoin, encode
 from mend_trainer.bundle import Bundle
 from mend_trainer.connections import Connections
 from mend_trainer.footing import Footing, FootingPage, create_footing, read_inherited
 from mend_trainer.membership import Membership
+from mend_trainer.orders import Orders
 from mend_trainer.peers import Source, Standing, choose_source
 from mend_trainer.rejoining import Rejoining
 
@@ -154,3 +156,37 @@ def test_what_was_opened_meanwhile_is_cut_and_nothing_else() -> None:
                 socket.create_connection(listening.getsockname()).close()
             mine.sendall(b"x")
             assert other.recv(1) == b"x"
+
+
+def test_a_number_that_a_file_has_taken_over_is_left_alone() -> None:
+    """A recorded socket may be closed, and its number be a file's by the time all are cut: not even looked at."""
+    connections = Connections()
+    with connections.recorded():
+        mine, other = socket.socketpair()
+    taken = mine.detach()
+    with open(os.devnull, "rb") as file, other:  # noqa: PTH123 - a descriptor is what is wanted
+        os.dup2(file.fileno(), taken)
+        assert connections.cut() == 1  # the other one
+        os.close(taken)
+
+
+def test_an_order_that_was_obeyed_is_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders are repeated: a copy that came while the first was being obeyed must not lead back into that attempt."""
+    read, write = os.pipe()
+    heard = threading.Semaphore(0)
+    monkeypatch.setenv(ENV_ATTEMPT, "1")
+    try:
+        orders = Orders(read, heard.release)
+        os.write(write, encode(Rejoin(attempt=2, env={})) + b"\n")
+        assert heard.acquire(timeout=20)
+        assert orders.take(0.0) is not None
+        os.write(write, encode(Rejoin(attempt=2, env={})) + b"\n")
+        assert heard.acquire(timeout=20)
+        monkeypatch.setenv(ENV_ATTEMPT, "2")  # it goes on in attempt 2, then a peer is lost
+        assert orders.take(0.0) is None
+        os.write(write, encode(Rejoin(attempt=3, env={})) + b"\n")
+        order = orders.take(20.0)
+        assert order is not None
+        assert order.attempt == 3
+    finally:
+        os.close(write)

@@ -51,14 +51,12 @@ def _sockets() -> dict[int, str]:
 
 
 def _shut_down(number: int, name: str) -> bool:
-    try:
-        mine = os.dup(number)
-    except OSError:
-        return False
-    with socket.socket(fileno=mine) as copy, suppress(OSError):
-        if os.readlink(_OWN_DESCRIPTORS / str(mine)) != name:  # noqa: PTH115
+    with suppress(OSError), os.fdopen(os.dup(number), "rb", buffering=0) as mine:
+        # Asked first: the number may be a plain file's by now, which no socket can be made of.
+        if os.readlink(_OWN_DESCRIPTORS / str(mine.fileno())) != name:  # noqa: PTH115
             return False
-        copy.getpeername()  # raises for one that listens: the next group may need it
-        copy.shutdown(socket.SHUT_RDWR)
-        return True
+        with socket.socket(fileno=os.dup(mine.fileno())) as copy:
+            copy.getpeername()  # raises for one that listens: the next group may need it
+            copy.shutdown(socket.SHUT_RDWR)
+            return True
     return False

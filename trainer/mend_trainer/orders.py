@@ -41,13 +41,13 @@ class Orders:
         return cls(int(text), on_order)
 
     def take(self, seconds: float) -> Rejoin | None:
-        """The order, once; waits that long for one to come."""
+        """The order, once; waits that long for one to come. One that was obeyed already does not count."""
         if select.select([self._descriptor], [], [], 0.0)[0]:
             self._take_in()  # whoever waits need not wait for the thread that listens
         with self._news:
             self._news.wait_for(lambda: self._order is not None, seconds)
             order, self._order = self._order, None
-            return order
+        return order if order is not None and _is_new(order) else None
 
     def _listen(self) -> None:
         while select.select([self._descriptor], [], [])[0] and self._take_in():
@@ -76,9 +76,14 @@ class Orders:
         except msgspec.MsgspecError as error:
             _log.warning("no order of this protocol: %s", error)
             return
-        if order.attempt <= int(os.environ.get(ENV_ATTEMPT, "0")):
-            return  # said once more, and obeyed already
+        if not _is_new(order):
+            return
         with self._news:
             self._order = order
             self._news.notify_all()
         self._on_order()
+
+
+def _is_new(order: Rejoin) -> bool:
+    """Orders are said again until they are obeyed: one that came once more meanwhile may have been kept for later."""
+    return order.attempt > int(os.environ.get(ENV_ATTEMPT, "0"))
