@@ -17,7 +17,7 @@ from mend.protocol import ExitCode, Launch, Measured, Raised, RankError, RankExi
 from mend_trainer.kernel import Ending, kill_group, send
 from mend_trainer.logs import RankLog
 from mend_trainer.pipes import OrderPipe, make_pipes
-from mend_trainer.procfs import descendants
+from mend_trainer.procfs import cpu_ticks, descendants
 from mend_trainer.ranks import Rank
 from mend_trainer.starting import Tools, rank_environment, start
 from mend_trainer.storekeeper import find_store
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _STORE_SECONDS: Final = 30.0
 _REJOIN_SECONDS: Final = 3.0  # what waits in a collective is there at once; what does not, would hold up all others
 _REPEAT_SECONDS: Final = 0.25  # the order is said again: a rank that has obeyed passes over it
+_IDLE_LOOKS: Final = 4  # so often in a row a rank that was told to rejoin had used no CPU at all: it will not come
 _TOLD_LINES: Final = 20
 _NOBODY: Final[Mapping[int, Rank]] = MappingProxyType({})
 
@@ -144,12 +145,15 @@ class Gang:
         """Whether the process of `rank` is in this attempt within a few seconds."""
         order = Rejoin(attempt=self.launch.attempt, env=rank_environment(self.launch, rank, store_port))
         began = time.monotonic()
-        while not rank.settled.is_set() and time.monotonic() - began < _REJOIN_SECONDS:
+        spent, idle_looks = 0, 0
+        while not rank.settled.is_set() and time.monotonic() - began < _REJOIN_SECONDS and idle_looks < _IDLE_LOOKS:
             if not rank.rejoin(order, began):
                 return False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REPEAT_SECONDS):
                     await rank.settled.wait()
+            before, spent = spent, cpu_ticks(rank.pid)
+            idle_looks = idle_looks + 1 if spent == before else 0
         return rank.is_alive and rank.rejoins_since is None
 
     def _adopt(self, rank: Rank) -> None:

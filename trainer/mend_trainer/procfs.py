@@ -60,6 +60,12 @@ def _cpu_seconds(pid: int) -> float:
     return int(spent) / 1e9
 
 
+def cpu_ticks(pid: int) -> int:
+    """CPU time that all threads of a process have used so far, in the kernel's ticks; 0 when it is gone."""
+    fields = _stat_fields(_PROC / str(pid) / "stat")
+    return int(fields[11]) + int(fields[12]) if fields else 0
+
+
 def _state(stat: Path) -> str:
     fields = _stat_fields(stat)
     return fields[0] if fields else GONE
