@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from mend.model import Verdict
 from mend.protocol import SAVE_GROUP, GroupProgress, RankEvidence
-from mend.stacks import seen_at
+from mend.stacks import is_in_own_code, seen_at
 
 POINT_TO_POINT = (":send", ":recv")
 HABIT_PERIODS = 3  # a sequence of collectives foretells the next one once it has come round so often
@@ -120,8 +120,11 @@ def _called(rank: RankEvidence, name: str) -> str:
 
 
 def is_waiting(rank: RankEvidence) -> bool:
-    """Whether it is in a collective that it has not left."""
-    return any(map(_is_in, rank.groups))
+    """Whether it is in a collective that it has not left.
+
+    The recorder alone does not prove it: gloo now and then does not count a collective as completed when it has been.
+    """
+    return any(map(_is_in, rank.groups)) and not is_in_own_code(rank.stack)
 
 
 def _is_in(group: GroupProgress) -> bool:

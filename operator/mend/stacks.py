@@ -34,6 +34,12 @@ def own_frame(stack: str) -> str:
     return next((where for path, where in frames if not any(word in path for word in LIBRARIES)), top_frame(stack))
 
 
+def is_in_own_code(stack: str) -> bool:
+    """Whether the main thread stands in code that is of no library, and so in no call of torch's either."""
+    innermost = next(_frames(stack), None)
+    return innermost is not None and not any(word in innermost[0] for word in LIBRARIES)
+
+
 def top_frame(stack: str) -> str:
     """The innermost frame of faulthandler's last thread, which is the main one: 'train.py:12 in step'."""
     return next((where for _, where in _frames(stack)), "")

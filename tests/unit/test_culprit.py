@@ -14,6 +14,7 @@ Current thread 0x2 (most recent call first):
   File "/app/train.py", line 12 in step
   File "/app/train.py", line 90 in main
 """
+LIBRARY = STACK.replace("/app/train.py", "/usr/lib/python3/site-packages/torch/distributed/distributed_c10d.py", 1)
 WAITING = STACK.replace('"/app/train.py", line 12 in step', '"/torch/distributed.py", line 9 in all_reduce')
 
 
@@ -64,6 +65,16 @@ HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
         [rank(n, state="T", answers=False) for n in range(4)],
         (0, 1, 2, 3),
         "rank 0 is stopped (state T)",
+    ),
+    "a deadlock of its own, while the recorder has missed the end of the collective before": (
+        [rank(0, group(58, 57), stack=STACK, phase=Phase.STEP), rank(1, group(59, 58), stack=LIBRARY)],
+        (0,),
+        "rank 0: 1 others wait in collective 59 of group dp, it has entered only 58 (at train.py:12 in step)",
+    ),
+    "a ring that broke: the one behind waits for data too": (
+        [rank(0, group(58, 57), stack=LIBRARY), rank(1, group(59, 58), stack=LIBRARY)],
+        (),
+        culprit.SYMMETRIC.reasons[0],
     ),
     "a zombie that nobody buried": (
         [*waiting(0, 1, 2), rank(3, state="Z", answers=False)],
