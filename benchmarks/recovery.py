@@ -61,7 +61,7 @@ class Course:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """Two workers, as everywhere. That the same rank is hurt again and again is here no reason to check its node."""
+        """Two workers, as everywhere; that one rank is hurt again and again is no reason here to check its node."""
         workers = {"replicas": 2, "ranksPerWorker": self.ranks // 2}
         if self.spares:
             workers["spares"] = self.spares
