@@ -375,7 +375,7 @@ class Session(Generic[B]):
             self._report(Restored(checkpoint=ref))
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
-        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values))
+        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values, absent=restored.absent))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
 from mend.manifest import Manifest, TensorEntry
 from mend_trainer.checkpoint.layout import PER_RANK
+
+# A parameter that had got no gradient yet has no state in its optimizer; the bundle knows which have one.
+_STATES: Final = "optimizer.state."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Fit:
 
     problems: tuple[str, ...]
     surplus: frozenset[str]
-    absent: tuple[str, ...]  # tensors of this rank alone that the checkpoint lacks
+    absent: tuple[str, ...]  # tensors that the checkpoint may lack
 
 
 def compare(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> Fit:
@@ -29,7 +33,7 @@ def compare(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> Fit:
         own = _told(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         if entry is not None and _of(entry) == own:
             continue
-        if name.startswith(f"{PER_RANK}."):
+        if name.startswith(f"{PER_RANK}.") or (entry is None and name.startswith(_STATES)):
             absent.append(name)
         elif entry is None:
             problems.append(f"{name}: {own} in the model, missing in the checkpoint")
