@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
 from mend_trainer.misfit import StateMisfit
-from mend_trainer.naming import Names, put_optimizers, take_optimizers
+from mend_trainer.naming import Names, give_states, put_optimizers, take_optimizers
 from mend_trainer.plain import join, split
 from mend_trainer.rng import rng_state, seed_anew, set_rng_state
 
@@ -62,13 +62,9 @@ class Bundle:
         object.__setattr__(self, "_names", Names(self.model))
 
     def take(self) -> BundleState:
-        """The state as it is now, in some 5 ms for 300 parameters. Tensors are the live ones, not copies.
-
-        An optimizer that has not stepped yet is given its states by a step of zero length, so take none from a run
-        that starts afresh.
-        """
+        """The state as it is now, in some 3 ms for 300 parameters. Tensors are the live ones, not copies."""
         weights = self._names.weights()
-        plain, moments = split(take_optimizers(self._names, self.model, self._optimizers), _OPTIMIZER)
+        plain, moments = split(take_optimizers(self._names, self._optimizers), _OPTIMIZER)
         values: dict[str, Any] = {_OPTIMIZER: plain}
         tensors: dict[str, Any] = {
             "model": weights,
@@ -80,6 +76,14 @@ class Bundle:
             if held:
                 tensors[name] = held
         return BundleState(tensors=tensors, values=values)
+
+    def make_room(self) -> BundleState:
+        """As `take`, of a run that is to go on from elsewhere: whatever a state may hold has its place in it.
+
+        Optimizers that have not stepped are given states, so this is not for a run that starts afresh.
+        """
+        give_states(self.model, self._optimizers)
+        return self.take()
 
     def put(self, snapshot: BundleState) -> None:
         """Continue from `snapshot`; raises `StateMisfit`, or what a part raises, if it is of something else.

@@ -50,18 +50,14 @@ class Names:
         return self._known[key]
 
 
-def take_optimizers(names: Names, model: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
-    """Kinds, options by group, and states by parameter; tensors are the live ones.
-
-    An optimizer that has no states yet is given them by a step of zero length.
-    """
-    _initialise(model, optimizers)
-    called = names.parameters()
+def take_optimizers(names: Names, optimizers: Optimizers) -> dict[str, Any]:
+    """Kinds, options by group, and states by parameter, of those that have one; tensors are the live ones."""
+    called = _called(names, optimizers)
     groups: list[dict[str, Any]] = []
     states: dict[str, Any] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            members = [_name_of(parameter, called) for parameter in group[_PARAMETERS]]
+            members = [called[parameter] for parameter in group[_PARAMETERS]]
             options = {option: value for option, value in group.items() if option != _PARAMETERS}
             groups.append({"parameters": members, "options": options})
             for name, parameter in zip(members, group[_PARAMETERS], strict=True):
@@ -80,15 +76,15 @@ def put_optimizers(names: Names, model: nn.Module, optimizers: Optimizers, saved
             f"optimizer: the checkpoint is of {', '.join(saved['kinds'])}, here it is {', '.join(_kinds(optimizers))}: "
             "use the same one or start a new run"
         )
-    _initialise(model, optimizers)
-    called = names.parameters()
+    called = _called(names, optimizers)
+    give_states(model, optimizers)
     options = {name: group["options"] for group in saved["groups"] for name in group["parameters"]}
     flat: dict[str, Any] = {}
     without: list[tuple[torch.optim.Optimizer, nn.Parameter]] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group[_PARAMETERS]:
-                name = _name_of(parameter, called)
+                name = called[parameter]
                 here = {option: value for option, value in group.items() if option != _PARAMETERS}
                 flat |= {f"param_groups.{name}.{option}": value for option, value in _options(name, here, options)}
                 state = optimizer.state.get(parameter, {})
@@ -116,7 +112,8 @@ def _options(name: str, here: Mapping[str, Any], saved: Mapping[str, Mapping[str
     return [(option, saved[name].get(option, value)) for option, value in here.items()]
 
 
-def _initialise(model: nn.Module, optimizers: Optimizers) -> None:
+def give_states(model: nn.Module, optimizers: Optimizers) -> None:
+    """Give optimizers that have no states yet those of a step of zero length: room for what is to be put there."""
     empty = [each for each in optimizers if not each.state]
     if empty:
         get_optimizer_state_dict(model, empty, options=_FLAT)  # no other public way leads there
@@ -126,13 +123,17 @@ def _kinds(optimizers: Optimizers) -> list[str]:
     return [type(each).__qualname__ for each in optimizers]
 
 
-def _name_of(parameter: nn.Parameter, called: Mapping[nn.Parameter, str]) -> str:
-    if parameter not in called:
-        raise StateMisfit(
-            f"optimizer: it holds a parameter of shape {list(parameter.shape)} that is not the model's, so it has no "
-            "name to be saved under: make it a part of the model"
-        )
-    return called[parameter]
+def _called(names: Names, optimizers: Optimizers) -> dict[nn.Parameter, str]:
+    called = names.parameters()
+    for parameter in (
+        each for optimizer in optimizers for group in optimizer.param_groups for each in group[_PARAMETERS]
+    ):
+        if parameter not in called:
+            raise StateMisfit(
+                f"optimizer: it holds a parameter of shape {list(parameter.shape)} that is not the model's, so "
+                "there is no name to save it under: make it a part of the model"
+            )
+    return called
 
 
 def _listed(state: Mapping[str, Any]) -> str:

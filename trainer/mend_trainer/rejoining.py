@@ -150,7 +150,7 @@ class Rejoining:
         source = agree(gang, standing(step if is_clean else -1, footings), newest_saved)
         if source is None:
             return None
-        here = self._bundle.take()
+        here = self._bundle.make_room()
         kept = footing_of(footings, source.step)
         mine = None
         if gang.rank == source.rank and self._left is not None:

@@ -360,8 +360,8 @@ class Session(Generic[B]):
     def _restore(self, launch: Launch) -> None:
         restored = None
         if self._checkpointer is not None and launch.restore:
-            # Taken only if there is something to restore: it gives the optimizer its states before the first step.
-            here = self._bundle.take()
+            # Only if there is something to restore: it gives the optimizer its states before the first step.
+            here = self._bundle.make_room()
             try:
                 restored = self._checkpointer.restore(launch.restore, here.tensors)
             except (CheckpointsUnreadable, StoreError) as error:
