@@ -164,7 +164,7 @@ def test_a_bundle_goes_on_exactly(split: TokenSplit) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_bundle_without_a_part_does_not(split: TokenSplit, part: str) -> None:
-    """Nothing in it is there for nothing: what is left out shows within a few steps (after 7 a gaussian is kept back)."""
+    """Nothing in it is there for nothing: what is left out shows soon (after 7 steps a gaussian is kept back)."""
     assert resumed(split, 7, PARTS[part]) != resumed(split, 7, None)
 
 

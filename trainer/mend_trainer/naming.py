@@ -7,7 +7,8 @@ which takes 20 ms for 300 parameters; here each is worked out once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mend_trainer.misfit import StateMisfit
+from mend_trainer.plain import join, split
 
 _FLAT: Final = StateDictOptions(flatten_optimizer_state_dict=True)
 _PARAMETERS: Final = "params"
@@ -50,66 +52,85 @@ class Names:
         return self._known[key]
 
 
-def take_optimizers(names: Names, optimizers: Optimizers) -> dict[str, Any]:
-    """Kinds, options by group, and states by parameter, of those that have one; tensors are the live ones."""
+def take_optimizers(names: Names, optimizers: Optimizers) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Kinds, options by group, and states by parameter, of those that have one: as plain values, and live tensors."""
     called = _called(names, optimizers)
     groups: list[dict[str, Any]] = []
     states: dict[str, Any] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             members = [called[parameter] for parameter in group[_PARAMETERS]]
-            options = {option: value for option, value in group.items() if option != _PARAMETERS}
-            groups.append({"parameters": members, "options": options})
+            groups.append({_PARAMETERS: members, "options": _options(group)})
             for name, parameter in zip(members, group[_PARAMETERS], strict=True):
                 if state := optimizer.state.get(parameter):
                     states[name] = state
-    return {"kinds": _kinds(optimizers), "groups": groups, "state": states}
+    plain, tensors = split({"groups": groups, "state": states}, "optimizer")
+    return {"kinds": _kinds(optimizers), **plain}, tensors
 
 
-def put_optimizers(names: Names, model: nn.Module, optimizers: Optimizers, saved: Mapping[str, Any]) -> None:
+def put_optimizers(
+    names: Names,
+    model: nn.Module,
+    optimizers: Optimizers,
+    plain: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
     """Continue from what `take_optimizers` took, whatever groups the parameters are in now.
 
     Raises `StateMisfit` if it was taken of other optimizers.
     """
-    if saved["kinds"] != _kinds(optimizers):
+    if plain["kinds"] != _kinds(optimizers):
         raise StateMisfit(
-            f"optimizer: the checkpoint is of {', '.join(saved['kinds'])}, here it is {', '.join(_kinds(optimizers))}: "
+            f"optimizer: the checkpoint is of {', '.join(plain['kinds'])}, here it is {', '.join(_kinds(optimizers))}: "
             "use the same one or start a new run"
         )
     called = _called(names, optimizers)
     give_states(model, optimizers)
-    options = {name: group["options"] for group in saved["groups"] for name in group["parameters"]}
+    saved = {name: join(group["options"], tensors) for group in plain["groups"] for name in group[_PARAMETERS]}
     flat: dict[str, Any] = {}
     without: list[tuple[torch.optim.Optimizer, nn.Parameter]] = []
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group[_PARAMETERS]:
-                name = called[parameter]
-                here = {option: value for option, value in group.items() if option != _PARAMETERS}
-                flat |= {f"param_groups.{name}.{option}": value for option, value in _options(name, here, options)}
-                state = optimizer.state.get(parameter, {})
-                found = saved["state"].get(name)
-                if found is None and state:
-                    without.append((optimizer, parameter))
-                elif found is not None and set(found) != set(state):
-                    raise StateMisfit(
-                        f"optimizer: for {name} the checkpoint has {_listed(found)}, here it is {_listed(state)}: "
-                        "set its options back or start a new run"
-                    )
-                flat |= {f"state.{name}.{key}": value for key, value in (found or state).items()}
+    for optimizer, group, parameter in _members(optimizers):
+        name = called[parameter]
+        if name not in saved:
+            raise StateMisfit(
+                f"optimizer: {name} is in one of its groups, and was in none when the checkpoint was made: "
+                "give the optimizer the same parameters or start a new run"
+            )
+        # An option that this torch has and that of the checkpoint had not stays as it is.
+        flat |= {f"param_groups.{name}.{key}": saved[name].get(key, value) for key, value in _options(group).items()}
+        state = optimizer.state.get(parameter, {})
+        found = plain["state"].get(name)
+        if found is None and state:
+            without.append((optimizer, parameter))
+        elif found is not None:
+            _compare(name, found, state)
+            state = join(found, tensors)
+        flat |= {f"state.{name}.{key}": value for key, value in state.items()}
     set_optimizer_state_dict(model, list(optimizers), flat, options=_FLAT)
     for optimizer, parameter in without:  # it had got no gradient yet when the checkpoint was made
         del optimizer.state[parameter]
 
 
-def _options(name: str, here: Mapping[str, Any], saved: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
-    """The saved options of a parameter; one that this torch has and that of the checkpoint had not stays as it is."""
-    if name not in saved:
+def _compare(name: str, found: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    keys = set(join(found, defaultdict(lambda: None)))  # type: ignore[arg-type] - of the keys, not of the tensors
+    if keys != set(state):
         raise StateMisfit(
-            f"optimizer: {name} is in one of its groups, and was in none when the checkpoint was made: "
-            "give the optimizer the same parameters or start a new run"
+            f"optimizer: for {name} the checkpoint has {_listed(keys)}, here it is {_listed(state)}: "
+            "set its options back or start a new run"
         )
-    return [(option, saved[name].get(option, value)) for option, value in here.items()]
+
+
+def _members(
+    optimizers: Optimizers,
+) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any], nn.Parameter]]:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group[_PARAMETERS]:
+                yield optimizer, group, parameter
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {option: value for option, value in group.items() if option != _PARAMETERS}
 
 
 def give_states(model: nn.Module, optimizers: Optimizers) -> None:
@@ -125,9 +146,7 @@ def _kinds(optimizers: Optimizers) -> list[str]:
 
 def _called(names: Names, optimizers: Optimizers) -> dict[nn.Parameter, str]:
     called = names.parameters()
-    for parameter in (
-        each for optimizer in optimizers for group in optimizer.param_groups for each in group[_PARAMETERS]
-    ):
+    for _, _, parameter in _members(optimizers):
         if parameter not in called:
             raise StateMisfit(
                 f"optimizer: it holds a parameter of shape {list(parameter.shape)} that is not the model's, so "
@@ -136,5 +155,5 @@ def _called(names: Names, optimizers: Optimizers) -> dict[nn.Parameter, str]:
     return called
 
 
-def _listed(state: Mapping[str, Any]) -> str:
+def _listed(state: Iterable[str]) -> str:
     return ", ".join(sorted(state)[:_MOST_NAMED]) or "nothing"

@@ -11,7 +11,8 @@ import torch
 from mend.manifest import Manifest, TensorEntry
 from mend_trainer.checkpoint.layout import PER_RANK
 
-# A parameter that had got no gradient yet has no state in its optimizer; the bundle knows which have one.
+# A parameter that had got no gradient yet has no state in its optimizer, and another optimizer has others: the bundle
+# knows which belong to which, and says so in better words than tensors could.
 _STATES: Final = "optimizer.state."
 
 
@@ -39,7 +40,9 @@ def compare(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> Fit:
             problems.append(f"{name}: {own} in the model, missing in the checkpoint")
         else:
             problems.append(f"{name}: {_of(entry)} in the checkpoint, {own} in the model")
-    surplus = {name for name in manifest.tensors if name not in tensors and not name.startswith(f"{PER_RANK}.")}
+    surplus = {
+        name for name in manifest.tensors if name not in tensors and not name.startswith((f"{PER_RANK}.", _STATES))
+    }
     return Fit(problems=tuple(problems), surplus=frozenset(surplus), absent=tuple(absent))
 
 
