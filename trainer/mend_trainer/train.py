@@ -27,7 +27,7 @@ from mend_trainer.bundle import Bundle
 from mend_trainer.config import BadConfig, TrainConfig, read_config
 from mend_trainer.data.loader import Batch, Loader
 from mend_trainer.data.shards import PackedCorpus, pack
-from mend_trainer.data.shares import pieces_of
+from mend_trainer.data.slices import pieces_of
 from mend_trainer.optimization import make_optimizer, make_scaler, make_scheduler
 from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model, warm_model
 from mend_trainer.rng import seed_generators
@@ -119,7 +119,7 @@ def mend_warm(arguments: Sequence[str]) -> None:
 
 
 def pieces_per_step(config: TrainConfig, world_size: int) -> int:
-    """Into how many micro-batches every rank cuts its share; raises `BadConfig` if a rank would have nothing to do."""
+    """Into how many micro-batches every rank cuts its slice; raises `BadConfig` if a rank would have nothing to do."""
     if config.global_batch < world_size:
         raise BadConfig(
             f"global_batch: {config.global_batch}, expected at least one sequence for each of the {world_size} ranks: "
@@ -168,7 +168,7 @@ class _Work:
     def forward_backward(self, batch: Batch, scaler: torch.amp.GradScaler) -> torch.Tensor:
         """Gradients of the mean loss over the whole global batch; returns that mean.
 
-        DDP and FSDP2 average over ranks, which is not the mean when ranks hold unequal shares: so each rank
+        DDP and FSDP2 average over ranks, which is not the mean when ranks hold unequal slices: so each rank
         contributes its sum over the tokens of all, times the number of ranks.
         """
         scale = self._place.world_size / self.tokens_per_step

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from mend_trainer.data.shards import TokenSplit
-from mend_trainer.data.shares import share_of
 from mend_trainer.data.shuffle import Permutation
+from mend_trainer.data.slices import slice_of
 from mend_trainer.misfit import StateMisfit
 
 
@@ -25,7 +25,7 @@ class PositionMisfit(StateMisfit):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """This rank's share of one global batch: int64 tensors of shape (samples, sequence length)."""
+    """This rank's slice of one global batch: int64 tensors of shape (samples, sequence length)."""
 
     inputs: torch.Tensor
     targets: torch.Tensor  # the inputs, one token later
@@ -64,7 +64,7 @@ class Loader:
         self._global_batch = global_batch
         self._seed = seed
         self._accept = frozenset(accept)
-        self._share = share_of(global_batch, rank, world_size)
+        self._slice = slice_of(global_batch, rank, world_size)
         self._position = 0
         self._permutation = (0, Permutation(self.sequences, seed, 0))
 
@@ -77,7 +77,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        rows = np.stack([self._sample(self._position + offset) for offset in self._share])
+        rows = np.stack([self._sample(self._position + offset) for offset in self._slice])
         self._position += self._global_batch
         tokens = torch.from_numpy(rows)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())

@@ -5,19 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mend_trainer.data.shares import pieces_of, share_of
+from mend_trainer.data.slices import pieces_of, slice_of
 from mend_trainer.parallel import mesh_shape
 
 WORLDS = st.integers(1, 40)
 
 
 @given(world=WORLDS, more=st.integers(0, 100))
-def test_shares_are_the_batch_cut_by_ranks(world: int, more: int) -> None:
+def test_slices_are_the_batch_cut_by_ranks(world: int, more: int) -> None:
     """In the order of ranks they are the global batch, and no two differ by more than one sample."""
     batch = world + more
-    shares = [share_of(batch, rank, world) for rank in range(world)]
-    assert [sample for share in shares for sample in share] == list(range(batch))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    slices = [slice_of(batch, rank, world) for rank in range(world)]
+    assert [sample for each in slices for sample in each] == list(range(batch))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 @given(world=WORLDS, more=st.integers(0, 100), micro=st.integers(1, 20))
@@ -25,7 +25,7 @@ def test_pieces_are_as_many_on_each_rank_and_small_enough(world: int, more: int,
     """As few as can be, and at most one of a rank's pieces more than its samples need."""
     batch = world + more
     pieces = pieces_of(batch, world, micro)
-    sizes = [len(share_of(batch, rank, world)) for rank in range(world)]
+    sizes = [len(slice_of(batch, rank, world)) for rank in range(world)]
     assert pieces * micro >= max(sizes)
     assert (pieces - 1) * micro < max(sizes)
     assert all(pieces - -(-size // micro) <= 1 for size in sizes)
@@ -44,7 +44,7 @@ def test_any_history_reads_each_sample_once(batch: int, history: list[tuple[int,
             position + step * batch + sample
             for step in range(steps + lost)
             for rank in range(world)
-            for sample in share_of(batch, rank, world)
+            for sample in slice_of(batch, rank, world)
         ]
         kept += read[: steps * batch]
         position += steps * batch
