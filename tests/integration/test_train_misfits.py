@@ -99,7 +99,7 @@ def test_a_change_that_does_not_fit_ends_the_attempt(saved: Saved, changes: dict
     [
         {"accept_changes": "[model.rope_theta]", "model.rope_theta": 500_000},
         {"accept_changes": "[global_batch]", "global_batch": 8},
-        {"micro_batch": 1, "log_every_seconds": 0, "evaluation.every_steps": 1},
+        {"micro_batch": 1, "log_every_seconds": 0, "evaluation.every_steps": 1, "optimizer.clip_norm": 0.5},
         {"parallel.strategy": "fsdp2", "parallel.precision": "bfloat16", "parallel.checkpoint_activations": "true"},
     ],
     ids=lambda value: "-".join(value),

@@ -288,6 +288,7 @@ def _terms(config: TrainConfig, corpus: PackedCorpus) -> dict[str, object]:
         for name, each in sections.items()
         for field, value in msgspec.to_builtins(each).items()
     }
+    del fields["optimizer.clip_norm"]  # it is no part of any state, so a change takes effect as it was meant
     return {**fields, "data.vocabulary": config.data.vocabulary, "vocabulary_size": corpus.vocabulary_size}
 
 
