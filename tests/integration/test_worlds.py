@@ -20,7 +20,7 @@ _PROGRAM = Path(__file__).parents[1] / "programs" / "witnessed_trainer.py"
 _STEPS = 120
 _BATCH = 8
 _LENGTH = 16
-# Float32 sums of the same numbers in another order: two units in the last place (1.2e-7 each) were seen, over all steps.
+# Float32 sums of the same numbers in another order: two units in the last place (1.2e-7 each) were seen.
 # To weigh 2 samples of one rank as 3 of another moves losses by 1e-3.
 _ROUNDING = 2e-6
 _DDP = {"parallel.strategy": "ddp"}
