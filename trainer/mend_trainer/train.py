@@ -72,6 +72,8 @@ def train(config: TrainConfig) -> None:
             checkpoint=config.checkpoint.plan() if config.checkpoint else None,
             config_digest=_digest(config),
             membership=place.membership,
+            # A loss scale that is too large makes the optimizer skip steps.
+            weights_may_stand_still=scaler.is_enabled(),
         ) as session:
             progress = _Progress(config, place, averages)
 
