@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -149,7 +148,6 @@ class Session(Generic[B]):
         )
         self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
         self._reporter = Reporter.from_environment()
-        self._reporting = threading.Lock()  # the checkpointer reports from a thread of its own
         self._curve = Curve(self._page, self._report if self.rank == 0 else None)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
@@ -227,7 +225,7 @@ class Session(Generic[B]):
                 mark=self._page.mark,
                 config_digest=self._config_digest,
                 store=before.store if before is not None else None,
-                arena=before.arena if before is not None else None,
+                arena=before.agents_arena if before is not None else None,
                 may_repeat=self._weights_may_stand_still,
             )
 
@@ -449,8 +447,7 @@ class Session(Generic[B]):
         return not failed
 
     def _report(self, report: Report) -> None:
-        with self._reporting:
-            self._reporter.send(report)
+        self._reporter.send(report)
 
 
 def _pauses(total_seconds: float) -> Iterator[float]:

@@ -168,6 +168,7 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
+                return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store
