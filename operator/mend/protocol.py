@@ -29,6 +29,7 @@ CONTROLLER_NAME: Final = "mend.dev/controller"
 LABEL_RUN: Final = "mend.dev/run"
 LABEL_WORKER: Final = "mend.dev/worker"
 LABEL_ATTEMPT: Final = "mend.dev/attempt"
+ANNOTATION_SAVE_NOW: Final = "mend.dev/save-now"  # of a run: each new value is a wish for a save
 ANNOTATION_AVOIDS: Final = "mend.dev/avoids"  # of a pod: the nodes that mend keeps it off, with commas between
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
@@ -492,6 +493,8 @@ class Rejoin(Message, frozen=True, kw_only=True):
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
+VERIFIED_NAME: Final = "verified.json"  # all that lies in the save's folder was read back and is right
+PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
