@@ -22,6 +22,7 @@ from mend.kube.events import EventRecorder, Regarding
 from mend.model import (
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -40,6 +41,7 @@ from mend.model import (
 )
 from mend.observe import belongs_to
 from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
+from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 
@@ -110,6 +112,8 @@ class Applier:
         match action:
             case CreateToken():
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
+            case CreateTls():
+                await self._create(SECRETS, seen, render.tls_secret(seen, self_signed(f"mend run {seen.uid}")))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))
             case CreateWorker(index=index, attempt=attempt, avoid=avoid):

@@ -389,6 +389,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     has_service: bool = False
     has_token: bool = False
+    has_tls: bool = False  # the Secret with the run's key and certificate
     deleting: bool = False
     spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
     strikes: tuple[Strike, ...] = ()  # of all runs, as the book of strikes has them
@@ -448,6 +449,10 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 class CreateToken(Action, frozen=True, kw_only=True, tag="create-token"):
     """Make the run's Secret."""
+
+
+class CreateTls(Action, frozen=True, kw_only=True, tag="create-tls"):
+    """Make the Secret with the run's key and certificate."""
 
 
 class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
@@ -550,6 +555,7 @@ class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
 
 AnyAction = (
     CreateToken
+    | CreateTls
     | CreateService
     | CreateWorker
     | DeleteWorker

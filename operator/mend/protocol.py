@@ -38,6 +38,8 @@ AGENT_PORT: Final = 7117
 AGENT_PORT_NAME: Final = "mend-agent"
 AGENT_COMMAND: Final = "mend-agent"
 TOKEN_SECRET_KEY: Final = "token"
+TLS_SECRET_KEY: Final = "tls.pem"
+SIGNING_SECRET_KEY: Final = "signing.key"
 
 STREAM_PATH: Final = "/v1/stream"
 ORDERS_PATH: Final = "/v1/orders"
@@ -346,6 +348,7 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
     peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
     verify: bool = False  # read each checkpoint back, once it is committed
+    requests_per_second: int = 0  # to the store, by each worker at most; 0: as many as it takes
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
