@@ -132,6 +132,7 @@ class Controller:
             fence,
             self._book,
             prefixes.prune,
+            prefixes.sweep,
             prefixes.keep,
             self._queue.add,
         )

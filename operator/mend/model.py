@@ -321,8 +321,21 @@ class StoredCheckpoint(Fact, frozen=True, kw_only=True):
     world_size: int = 0
     tokens: int = 0
     committed_at: float = 0.0
+    bytes: int = 0
     quarantined: bool = False
     verified: bool = False
+    pinned: bool = False  # retention leaves it alone
+
+
+class StoredSave(Fact, frozen=True, kw_only=True):
+    """A save's folder, committed or not, as a listing shows it; times are the store's own."""
+
+    uri: str
+    attempt: int
+    modified_at: float  # of its newest object
+    committed: bool = False
+    quarantined_at: float | None = None
+    pinned: bool = False
 
 
 class StoreView(Fact, frozen=True, kw_only=True):
@@ -339,6 +352,7 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    passed_over: str = ""  # checkpoints that the signing key does not vouch for; "" if there are none, or no key
     evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
@@ -530,6 +544,12 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class SweepLeftovers(Action, frozen=True, kw_only=True, tag="sweep-leftovers"):
+    """Delete what attempts before this one have left uncommitted for long, and what was quarantined long ago."""
+
+    attempt: int
+
+
 class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
     """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
 
@@ -565,6 +585,7 @@ AnyAction = (
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | SweepLeftovers
     | KeepEvidence
     | StrikeNode
     | LiftStrikes
