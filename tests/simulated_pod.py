@@ -63,6 +63,7 @@ class Agent:
     ending: Ending | None = None
     exit_code: int | None = None
     sequence: int = 0
+    saves_asked: int = 0
 
     @property
     def living(self) -> list[Rank]:
@@ -99,7 +100,11 @@ class Agent:
                     return self._refuse("ranks are running here")
                 return Checked(attempt=order.attempt, worker=self.worker, round=order.round)
             case SaveNow():
-                return self._refuse("the controller never asks for this")
+                if self.gang is None or order.attempt != self.attempt or not self.living:
+                    return self._refuse("no such ranks here")
+                self.gang.save_wanted = True
+                self.saves_asked += 1
+                return Ack(accepted=True, attempt=self.attempt)
 
     def _launch(self, order: Launch, now: float, gangs: dict[int, Gang], new_gang: object) -> Ack:
         if self.gang is not None and order.attempt == self.attempt:

@@ -38,14 +38,16 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
+    SendSave,
     SendStop,
     StoredCheckpoint,
     StoreView,
     Strike,
     StrikeNode,
+    SweepLeftovers,
     WorkerPod,
 )
-from mend.protocol import Check, Checked, Evidence, Gather, Heartbeat, Launch, Order, RankExit, Stop
+from mend.protocol import Check, Checked, Evidence, Gather, Heartbeat, Launch, Order, RankExit, SaveNow, Stop
 from mend.spec import Spec, parse_spec
 from simulated_faults import ENDS
 from simulated_gang import Bucket, Gang, Rank, line_holds
@@ -130,6 +132,7 @@ class World:
         self.skew = 0.0  # of the controller's clock
         self.spec = spec
         self.steps, self.save_every, self.rejoins = steps, save_every, rejoins
+        self.save_now, self.sweeps = "", 0
         self.generation = 1
         self.raw_status = "{}"
         self.version = 1
@@ -636,6 +639,7 @@ class World:
             has_token=self.has_token,
             has_tls=self.has_tls,
             deleting=self.deleted,
+            save_now=self.save_now,
         )
 
     def _visible_pods(self) -> tuple[WorkerPod, ...]:
@@ -731,6 +735,8 @@ class World:
                 self._send(uid, Check(attempt=attempt, round=action.round, seconds=seconds))
             case SendGather(pod_uid=uid, attempt=attempt, seconds=seconds):
                 self._send(uid, Gather(attempt=attempt, seconds=seconds))
+            case SendSave(pod_uid=uid, attempt=attempt):
+                self._send(uid, SaveNow(attempt=attempt))
             case SendStop(pod_uid=uid):
                 order = Stop(
                     attempt=action.attempt,
@@ -743,6 +749,8 @@ class World:
                 self.kept[key] = dossier.encode(dossier.compose(seen, record))
             case PruneCheckpoints(uris=uris):
                 self._prune(uris)
+            case SweepLeftovers():
+                self.sweeps += 1
             case DeleteRun():
                 self.deleted = True
             case EmitEvent():

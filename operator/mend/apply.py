@@ -36,12 +36,13 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
+    SendSave,
     SendStop,
     StrikeNode,
     SweepLeftovers,
 )
 from mend.observe import belongs_to
-from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
+from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
 from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_RUNS = Resource(GROUP, VERSION, PLURAL)
 TOKEN_BYTES = 32
-Sending = SendLaunch | SendGather | SendStop | SendCheck
+Sending = SendLaunch | SendGather | SendStop | SendCheck | SendSave
 
 
 class Applier:
@@ -138,7 +139,7 @@ class Applier:
                 await self._book.lift(ids)
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
-            case SendLaunch() | SendGather() | SendStop() | SendCheck():
+            case SendLaunch() | SendGather() | SendStop() | SendCheck() | SendSave():
                 self._send(seen, action)
             case never:
                 assert_never(never)
@@ -203,6 +204,8 @@ def _order(action: Sending) -> Order:
             )
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
+        case SendSave():
+            return SaveNow(attempt=action.attempt)
         case SendStop():
             return Stop(
                 attempt=action.attempt,

@@ -232,6 +232,11 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
     )
 
 
+def _automatic(spec: Spec, status: RunStatus) -> float:
+    """What an automatic interval has come to, for ranks to keep by themselves: the controller may be away."""
+    return status.interval.seconds if status.interval else spec.checkpoint.first_interval_seconds
+
+
 def _ready_workers(spec: Spec, seen: Observation, now: float) -> tuple[int, ...]:
     return tuple(worker for worker in seats(spec, seen, now) if is_ready(spec, seen, worker))
 
@@ -285,7 +290,7 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
             run=f"{seen.namespace}/{seen.name}",
             run_uid=seen.uid,
             restore=status.restore,
-            checkpoint=spec.checkpoint.plan(),
+            checkpoint=spec.checkpoint.plan(_automatic(spec, seen.status)),
             keep=status.keep,
             follows=status.open_incident.attempt if status.keep and status.open_incident else 0,
         )

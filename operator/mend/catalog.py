@@ -150,8 +150,8 @@ class Catalog:
         A save that nobody committed is fenced first, by a manifest that is none: then its saver, should it still be
         alive after all, finds that it came too late, as it would if another saver had won.
         """
-        gone = swept(attempt, self.saves())
-        for save in gone:
+        gone: list[str] = []
+        for save in swept(attempt, self.saves()):
             folder = self._folder(save.uri)
             if not save.committed:
                 try:
@@ -161,7 +161,8 @@ class Catalog:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if not key.endswith((f"/{MANIFEST_NAME}", f"/{QUARANTINE_NAME}"))])
             self._store.delete([f"{folder}/{QUARANTINE_NAME}", f"{folder}/{MANIFEST_NAME}"])
-        return tuple(save.uri for save in gone)
+            gone.append(save.uri)
+        return tuple(gone)
 
     def saves(self) -> tuple[StoredSave, ...]:
         """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""

@@ -298,6 +298,7 @@ class Controller:
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
             paces=pool.paces(key),
+            evaluations=pool.evaluations(key),
             has_service=known.has_service,
             has_token=known.token is not None,
             has_tls=known.has_tls,

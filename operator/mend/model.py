@@ -220,6 +220,55 @@ class Straggler(Fact, frozen=True, kw_only=True):
     began_at: float
 
 
+class WishState(StrEnum):
+    """What has become of a wish for a save."""
+
+    OPEN = "open"
+    ANSWERED = "answered"  # a checkpoint of its step, or of a later one, is committed
+    GIVEN_UP = "given-up"  # the order was given again and again, and none was
+
+
+class SaveWish(Fact, frozen=True, kw_only=True):
+    """A save that was asked for, by a person or since the interval that mend chose is over."""
+
+    id: str  # the value of the annotation that asked last; "" if none ever did
+    step: int  # that the gang had completed then
+    asked_at: float
+    by_interval: bool = False
+    state: WishState = WishState.OPEN
+    attempt: int = 0  # in which the order was given last; 0: not yet
+    told_at: float = 0.0
+    times: int = 0
+
+
+class IntervalInForce(Fact, frozen=True, kw_only=True):
+    """How often the run saves, where that is left to mend, and what it was worked out from."""
+
+    seconds: float
+    cost_seconds: float | None = None  # how long a save stops the loop; None: none was measured yet
+    commit_seconds: float | None = None  # from the copy to the manifest
+    failures: int = 0
+    active_seconds: float = 0.0
+
+
+class Evaluation(Fact, frozen=True, kw_only=True):
+    """What an evaluation at a step has measured."""
+
+    name: str
+    attempt: int
+    step: int
+    value: float
+
+
+class Score(Fact, frozen=True, kw_only=True):
+    """What the checkpoint of this step and attempt is worth by evaluation."""
+
+    name: str  # of the metric
+    step: int
+    attempt: int
+    value: float
+
+
 class RunStatus(Fact, frozen=True, kw_only=True):
     """Everything that the controller remembers of a run; a new leader continues from it."""
 
@@ -246,6 +295,11 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     reported_at: float = 0.0  # when step, loss and ledger were last written
     accounted_at: float | None = None  # up to when the ledger is
     checkpoint: CheckpointStatus | None = None
+    wish: SaveWish | None = None  # the last one
+    interval: IntervalInForce | None = None  # None unless spec.checkpoint.interval is auto
+    evaluations: tuple[Evaluation, ...] = ()  # the newest, of the metric by which the best checkpoints are kept
+    scores: tuple[Score, ...] = ()  # of the best checkpoints
+    swept_at: float | None = None  # when leftovers were last looked for
     incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
     spent: dict[FailureClass, tuple[float, ...]] = {}  # when each budget was drawn on, within its window
     replacing: tuple[str, ...] = ()  # uids of pods that are to go
@@ -401,6 +455,8 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
+    evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
+    save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False
     has_token: bool = False
     has_tls: bool = False  # the Secret with the run's key and certificate
@@ -518,6 +574,14 @@ class SendCheck(Action, frozen=True, kw_only=True, tag="send-check"):
     neighbours: tuple[str, ...] = ()
 
 
+class SendSave(Action, frozen=True, kw_only=True, tag="send-save"):
+    """Ask the ranks of the attempt, through one of them, to save at the end of their step."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
+
+
 class SendStop(Action, frozen=True, kw_only=True, tag="send-stop"):
     """Tell the agent to end its ranks up to `attempt`, and with `exit` itself."""
 
@@ -582,6 +646,7 @@ AnyAction = (
     | SendLaunch
     | SendGather
     | SendCheck
+    | SendSave
     | SendStop
     | EmitEvent
     | PruneCheckpoints

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mend.model import RunStatus, StoredCheckpoint, StoredSave
+from mend.model import RunStatus, Score, StoredCheckpoint, StoredSave
 from mend.protocol import Ancestor, CheckpointRef
-from mend.spec import Checkpointing
+from mend.spec import Checkpointing, KeepBest
 
 MAX_CANDIDATES = 5
 LEFTOVER_SECONDS = 3600.0  # a save outlives its attempt, but not by that much: nothing new came of it
@@ -84,17 +84,40 @@ def expendable(
 ) -> tuple[StoredCheckpoint, ...]:
     """Committed checkpoints on the lineage that retention no longer wants, oldest first.
 
-    Kept are the newest `keep_last`, each `keep_every`-th step, the newest verified one, and the one that the present
-    attempt started from, since a verified state is worth more than a newer one that nobody has read.
+    Kept are the newest `keep_last`, each `keep_every`-th step, the best by evaluation, pinned ones, the newest verified
+    one, since a verified state is worth more than a newer one that nobody has read, and what the present attempt may
+    have started from, or may yet start from.
     """
     line = on_lineage(uid, status, checkpoints)
     kept = {each.ref for each in line[: rules.keep_last]}
     kept.update(each.ref for each in line if rules.keep_every and each.ref.step % rules.keep_every == 0)
     kept.update(each.ref for each in [each for each in line if each.verified][:1])
+    kept.update(each.ref for each in line if each.pinned)
+    kept.update(each.ref for each in best_checkpoints(rules, status, line))
+    if status.restored_step is None:
+        kept.update(status.restore)
     if status.lineage:
         parent = status.lineage[-1]
         kept.update(each.ref for each in line if (each.ref.attempt, each.ref.step) == (parent.attempt, parent.step))
     return tuple(each for each in reversed(line) if each.ref not in kept)
+
+
+def best_checkpoints(
+    rules: Checkpointing, status: RunStatus, line: Iterable[StoredCheckpoint]
+) -> tuple[StoredCheckpoint, ...]:
+    """Of these, the best by evaluation, as many as the spec wants to keep."""
+    best = rules.keep_best
+    if best is None:
+        return ()
+    places = {(each.attempt, each.step): place for place, each in enumerate(best_first(best, status.scores))}
+    scored = [each for each in line if (each.ref.attempt, each.ref.step) in places]
+    return tuple(sorted(scored, key=lambda each: places[each.ref.attempt, each.ref.step])[: best.count])
+
+
+def best_first(best: KeepBest, scores: Iterable[Score]) -> list[Score]:
+    """In the order of their worth; of equals the later one first."""
+    sign = -1.0 if best.mode == "max" else 1.0
+    return sorted(scores, key=lambda each: (sign * each.value, -each.step, -each.attempt))
 
 
 def swept(attempt: int, saves: Sequence[StoredSave]) -> tuple[StoredSave, ...]:

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from mend.interval import why
 from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
 from mend.noted import accepted_spec
 from mend.observe import Unreadable
@@ -81,6 +82,7 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
         yield "  Lineage: " + ", then ".join(f"attempt {each.attempt} to step {each.step}" for each in status.lineage)
     if status.checkpoint is not None:
         yield escape(f"  Checkpoint: {_checkpoint(status, now)}, {status.checkpoint.uri}")
+    yield from map(escape, _saves(status, now))
     yield from (escape(f"  May restart from: {_named(each)}") for each in status.restore)
     for incident in status.incidents:
         yield ""
@@ -95,9 +97,15 @@ def _understood(spec: Spec) -> Iterator[str]:
     workers, saves, health, recovery = spec.workers, spec.checkpoint, spec.health, spec.recovery
     least = f", at least {workers.min_replicas}" if workers.min_replicas < workers.replicas else ""
     yield f"Workers: {workers.replicas} of {workers.ranks_per_worker} ranks{least}"
-    often = f"{saves.interval_steps} steps" if saves.interval_steps else age(saves.interval_seconds or 0)
+    often = (
+        f"every {saves.interval_steps} steps" if saves.interval_steps else f"every {age(saves.interval_seconds or 0)}"
+    )
+    if saves.interval_auto:
+        often = f"as often as pays ({age(saves.min_interval_seconds)} to {age(saves.max_interval_seconds)})"
     every = f", and every {saves.keep_every}th" if saves.keep_every else ""
-    yield f"Saves: to {saves.uri}, every {often}; the newest {saves.keep_last} are kept{every}"
+    best = saves.keep_best
+    every += f", and the {best.count} best by {best.metric} ({best.mode})" if best else ""
+    yield f"Saves: to {saves.uri}, {often}; the newest {saves.keep_last} are kept{every}"
     limits, paid = health.limits, recovery.budgets
     yield (
         f"Health: a heartbeat every {health.heartbeat_seconds:g} s, lost after {health.lost_after_seconds:g} s; limits "
@@ -108,6 +116,16 @@ def _understood(spec: Spec) -> Iterator[str]:
         f"Recoveries in {age(paid.window_seconds)}: {paid.user} for user errors, {paid.hang} for hangs, "
         f"{paid.infrastructure} for infrastructure, {paid.preemption} for preemption"
     )
+
+
+def _saves(status: RunStatus, now: float) -> Iterator[str]:
+    """How often the run saves if mend chose that, the last wish, and what is best."""
+    if status.interval is not None:
+        yield f"  Saves every {status.interval.seconds:.3g} s: {why(status.interval)}"
+    if (wish := status.wish) is not None and not wish.by_interval:
+        yield f"  Save asked for {age(now - wish.asked_at)} ago, at step {wish.step}: {wish.state}"
+    for score in status.scores:
+        yield f"  Score: {score.name} {score.value:.4g}, step {score.step} of attempt {score.attempt}"
 
 
 def _limits(limits: Sequence[LimitInForce]) -> Table:
