@@ -21,6 +21,7 @@ from mend.model import (
     AgentView,
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -140,7 +141,7 @@ class World:
         self.listing_seconds = LISTING_SECONDS
         self.controller: Controller | None = Controller()
         self.restart_at: float | None = None
-        self.has_token = self.has_service = False
+        self.has_token = self.has_tls = self.has_service = False
         self.deleted = False
         self.next_uid = 0
         self.harmed_ranks: set[tuple[int, int]] = set()  # attempt, rank
@@ -633,6 +634,7 @@ class World:
             step_times=controller.samples.times(),
             has_service=self.has_service,
             has_token=self.has_token,
+            has_tls=self.has_tls,
             deleting=self.deleted,
         )
 
@@ -706,6 +708,9 @@ class World:
         match action:
             case CreateToken():
                 self.has_token = True
+                self._news()
+            case CreateTls():
+                self.has_tls = True
                 self._news()
             case CreateService():
                 self.has_service = True

@@ -22,6 +22,7 @@ from mend.kube.events import EventRecorder, Regarding
 from mend.model import (
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -37,9 +38,11 @@ from mend.model import (
     SendLaunch,
     SendStop,
     StrikeNode,
+    SweepLeftovers,
 )
 from mend.observe import belongs_to
 from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
+from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 
@@ -61,6 +64,7 @@ class Applier:
         fence: Fence,
         book: StrikeBook,
         prune: Callable[[RunKey, tuple[str, ...]], None],
+        sweep: Callable[[RunKey, int], None],
         keep: Callable[[RunKey, str, bytes], None],
         wake: Callable[[RunKey], None],
     ) -> None:
@@ -70,6 +74,7 @@ class Applier:
         self._fence = fence
         self._book = book
         self._prune = prune
+        self._sweep = sweep
         self._keep = keep
         self._wake = wake
         self._sending: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by pod and order
@@ -110,6 +115,8 @@ class Applier:
         match action:
             case CreateToken():
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
+            case CreateTls():
+                await self._create(SECRETS, seen, render.tls_secret(seen, self_signed(f"mend run {seen.uid}")))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))
             case CreateWorker(index=index, attempt=attempt, avoid=avoid):
@@ -121,6 +128,8 @@ class Applier:
                 self._recorder.record(regarding(seen), action.type, action.reason, action.message)
             case PruneCheckpoints(uris=uris):
                 self._prune((seen.namespace, seen.name), uris)
+            case SweepLeftovers(attempt=attempt):
+                self._sweep((seen.namespace, seen.name), attempt)
             case KeepEvidence(key=key, record=record):
                 self._keep((seen.namespace, seen.name), key, dossier.encode(dossier.compose(seen, record)))
             case StrikeNode(strike=strike):
@@ -181,7 +190,7 @@ def regarding(seen: Observation) -> Regarding:
 
 def _waits(action: AnyAction) -> bool:
     """Whether doing it waits for the API server."""
-    return not isinstance(action, EmitEvent | Sending | PruneCheckpoints | KeepEvidence)
+    return not isinstance(action, EmitEvent | Sending | PruneCheckpoints | SweepLeftovers | KeepEvidence)
 
 
 def _order(action: Sending) -> Order:

@@ -13,6 +13,7 @@ from mend.model import (
     AgentView,
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -326,6 +327,8 @@ def missing_objects(spec: Spec, seen: Observation, now: float) -> tuple[AnyActio
     actions: list[AnyAction] = []
     if not seen.has_token:
         actions.append(CreateToken())
+    if not seen.has_tls:
+        actions.append(CreateTls())
     if not seen.has_service:
         actions.append(CreateService())
     avoid = machines.excluded(spec, seen, now)

@@ -9,12 +9,24 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from mend.manifest import NewerManifest, UnreadableManifest, decode_manifest
-from mend.model import StoredCheckpoint, StoreView
-from mend.protocol import INCIDENTS_FOLDER, MANIFEST_NAME, OWNER_KEY, QUARANTINE_NAME, CheckpointRef, Message
+from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
+from mend.model import StoredCheckpoint, StoredSave, StoreView
+from mend.protocol import (
+    INCIDENTS_FOLDER,
+    MANIFEST_NAME,
+    OWNER_KEY,
+    PINNED_NAME,
+    QUARANTINE_NAME,
+    VERIFIED_NAME,
+    CheckpointRef,
+    Message,
+)
+from mend.restore import swept
 from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError
 
 KEPT_DOSSIERS: Final = 100
+# In place of a manifest; told from one by its length, which no manifest has.
+SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
 _SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
 
@@ -47,19 +59,37 @@ class NewerCheckpoint(StoreError):
     remedy: ClassVar[str] = "upgrade mend's controller to the version of the trainer's image"
 
 
-class Catalog:
-    """A run's prefix. Synchronous: the controller asks from a thread. Manifests are read once and remembered."""
+class NotSigned(StoreError):
+    """There are checkpoints, none of them signed by this run: to pass over them all would be to start from nothing."""
 
-    def __init__(self, store: Store, caution: str = "") -> None:
+    reason: ClassVar[str] = "NotSigned"
+    remedy: ClassVar[str] = (
+        "if they are this run's: `mend checkpoint sign`, or a spec without signingSecret; if the key was changed, put "
+        "the old one back"
+    )
+
+
+class Catalog:
+    """A run's prefix. Synchronous: the controller asks from a thread. Manifests are read once and remembered.
+
+    With a `key`, only checkpoints whose manifests are signed with it count; the others are passed over.
+    """
+
+    def __init__(self, store: Store, caution: str = "", key: bytes | None = None) -> None:
         self._store = store
         self._caution = caution  # shown in every view
+        self._key = key
+        self._passed_over: dict[str, str] = {}  # by uri: why
         self._known: dict[tuple[str, str], StoredCheckpoint] = {}
 
     def view(self, owner: Owner) -> StoreView:
         """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view."""
         try:
             self.claim(owner)
-            return StoreView(listed=True, checkpoints=self.checkpoints(), caution=self._caution)
+            found = self.checkpoints()
+            return StoreView(
+                listed=True, checkpoints=found, caution=self._caution, passed_over=self._told_passed_over()
+            )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
 
@@ -84,6 +114,7 @@ class Catalog:
 
     def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
         """All committed checkpoints by step; one request for the folders and one per step."""
+        self._passed_over = {}
         found: list[StoredCheckpoint] = []
         read: dict[tuple[str, str], StoredCheckpoint] = {}
         for folder in self._store.list("step-", delimiter="/"):
@@ -92,9 +123,10 @@ class Catalog:
                 known = self._read(save, manifest) if manifest else None
                 if manifest and known:
                     read[manifest.key, manifest.etag] = known
-                    marked = known.quarantined or QUARANTINE_NAME in entries
-                    found.append(msgspec.structs.replace(known, quarantined=marked))
+                    found.append(_marked(known, entries))
         self._known = read
+        if self._passed_over and all(each.quarantined for each in found):
+            raise NotSigned(self._store.uri, self._told_passed_over())
         return tuple(sorted(found, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
 
     def prune(self, uris: Sequence[str]) -> None:
@@ -111,6 +143,35 @@ class Catalog:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
             self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
+
+    def sweep(self, attempt: int) -> tuple[str, ...]:
+        """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
+
+        A save that nobody committed is fenced first, by a manifest that is none: then its saver, should it still be
+        alive after all, finds that it came too late, as it would if another saver had won.
+        """
+        gone = swept(attempt, self.saves())
+        for save in gone:
+            folder = self._folder(save.uri)
+            if not save.committed:
+                try:
+                    self._store.put_if_absent(f"{folder}/{MANIFEST_NAME}", SWEPT)
+                except AlreadyExists:
+                    continue  # it was committed after all
+            keys = [entry.key for entry in self._store.list(f"{folder}/")]
+            self._store.delete([key for key in keys if not key.endswith((f"/{MANIFEST_NAME}", f"/{QUARANTINE_NAME}"))])
+            self._store.delete([f"{folder}/{QUARANTINE_NAME}", f"{folder}/{MANIFEST_NAME}"])
+        return tuple(save.uri for save in gone)
+
+    def saves(self) -> tuple[StoredSave, ...]:
+        """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""
+        saves = _by_save(self._store.list("step-"))
+        return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
+
+    def _told_passed_over(self) -> str:
+        count = len(self._passed_over)
+        first = next(iter(self._passed_over.items()), None)
+        return f"{count} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
 
     def keep_dossier(self, key: str, raw: bytes) -> None:
         """Write an incident's dossier, unless it is there, and delete all but the newest `KEPT_DOSSIERS`."""
@@ -138,8 +199,11 @@ class Catalog:
         if known := self._known.get((entry.key, entry.etag)):
             return known
         try:
-            return _described(self._store.uri, save, self._store.get(entry.key, 0, entry.bytes))
+            return _described(self._store.uri, save, self._store.get(entry.key, 0, entry.bytes), self._key)
         except NotFound:
+            return None
+        except Untrusted as error:
+            self._passed_over[f"{self._store.uri}/{save}"] = str(error)
             return None
 
     def _folder(self, uri: str) -> str:
@@ -157,12 +221,38 @@ def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
     return saves
 
 
-def _described(uri: str, save: str, raw: bytes) -> StoredCheckpoint:
+def _save(uri: str, entries: dict[str, Entry]) -> StoredSave:
+    named = _SAVE.fullmatch(f"{uri[uri.rindex('/step-') + 1 :]}/{MANIFEST_NAME}")
+    assert named is not None
+    quarantined = entries.get(QUARANTINE_NAME)
+    return StoredSave(
+        uri=uri,
+        attempt=int(named[3]),
+        modified_at=max(entry.modified_unix_seconds for entry in entries.values()),
+        committed=MANIFEST_NAME in entries and entries[MANIFEST_NAME].bytes != len(SWEPT),
+        quarantined_at=quarantined.modified_unix_seconds if quarantined else None,
+        pinned=PINNED_NAME in entries,
+    )
+
+
+def _marked(known: StoredCheckpoint, entries: dict[str, Entry]) -> StoredCheckpoint:
+    """The checkpoint with the marks that lie beside its manifest."""
+    return msgspec.structs.replace(
+        known,
+        quarantined=known.quarantined or QUARANTINE_NAME in entries,
+        verified=VERIFIED_NAME in entries,
+        pinned=PINNED_NAME in entries,
+    )
+
+
+def _described(uri: str, save: str, raw: bytes, key: bytes | None) -> StoredCheckpoint:
     named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
     assert named is not None
     ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named[2]), attempt=int(named[3]))
     try:
-        manifest = decode_manifest(raw)
+        manifest = decode_manifest(raw, key)
+    except Untrusted:
+        raise
     except NewerManifest as error:
         raise NewerCheckpoint(ref.uri, str(error)) from error
     except UnreadableManifest:
@@ -174,5 +264,6 @@ def _described(uri: str, save: str, raw: bytes) -> StoredCheckpoint:
         world_size=manifest.world_size,
         tokens=manifest.tokens,
         committed_at=manifest.created_unix_seconds,
-        quarantined=(manifest.step, manifest.attempt) != (ref.step, ref.attempt),
+        bytes=sum(each.bytes for each in manifest.objects),
+        quarantined=bool(misplacement(manifest, save)),
     )

@@ -321,8 +321,21 @@ class StoredCheckpoint(Fact, frozen=True, kw_only=True):
     world_size: int = 0
     tokens: int = 0
     committed_at: float = 0.0
+    bytes: int = 0
     quarantined: bool = False
     verified: bool = False
+    pinned: bool = False  # retention leaves it alone
+
+
+class StoredSave(Fact, frozen=True, kw_only=True):
+    """A save's folder, committed or not, as a listing shows it; times are the store's own."""
+
+    uri: str
+    attempt: int
+    modified_at: float  # of its newest object
+    committed: bool = False
+    quarantined_at: float | None = None
+    pinned: bool = False
 
 
 class StoreView(Fact, frozen=True, kw_only=True):
@@ -339,6 +352,7 @@ class StoreView(Fact, frozen=True, kw_only=True):
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    passed_over: str = ""  # checkpoints that the signing key does not vouch for; "" if there are none, or no key
     evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
@@ -389,6 +403,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     has_service: bool = False
     has_token: bool = False
+    has_tls: bool = False  # the Secret with the run's key and certificate
     deleting: bool = False
     spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
     strikes: tuple[Strike, ...] = ()  # of all runs, as the book of strikes has them
@@ -448,6 +463,10 @@ class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_
 
 class CreateToken(Action, frozen=True, kw_only=True, tag="create-token"):
     """Make the run's Secret."""
+
+
+class CreateTls(Action, frozen=True, kw_only=True, tag="create-tls"):
+    """Make the Secret with the run's key and certificate."""
 
 
 class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
@@ -525,6 +544,12 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class SweepLeftovers(Action, frozen=True, kw_only=True, tag="sweep-leftovers"):
+    """Delete what attempts before this one have left uncommitted for long, and what was quarantined long ago."""
+
+    attempt: int
+
+
 class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
     """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
 
@@ -550,6 +575,7 @@ class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
 
 AnyAction = (
     CreateToken
+    | CreateTls
     | CreateService
     | CreateWorker
     | DeleteWorker
@@ -559,6 +585,7 @@ AnyAction = (
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | SweepLeftovers
     | KeepEvidence
     | StrikeNode
     | LiftStrikes

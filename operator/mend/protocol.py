@@ -29,6 +29,7 @@ CONTROLLER_NAME: Final = "mend.dev/controller"
 LABEL_RUN: Final = "mend.dev/run"
 LABEL_WORKER: Final = "mend.dev/worker"
 LABEL_ATTEMPT: Final = "mend.dev/attempt"
+ANNOTATION_SAVE_NOW: Final = "mend.dev/save-now"  # of a run: each new value is a wish for a save
 ANNOTATION_AVOIDS: Final = "mend.dev/avoids"  # of a pod: the nodes that mend keeps it off, with commas between
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
@@ -37,6 +38,8 @@ AGENT_PORT: Final = 7117
 AGENT_PORT_NAME: Final = "mend-agent"
 AGENT_COMMAND: Final = "mend-agent"
 TOKEN_SECRET_KEY: Final = "token"
+TLS_SECRET_KEY: Final = "tls.pem"
+SIGNING_SECRET_KEY: Final = "signing.key"
 
 STREAM_PATH: Final = "/v1/stream"
 ORDERS_PATH: Final = "/v1/orders"
@@ -347,6 +350,7 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
     peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
     verify: bool = False  # read each checkpoint back, once it is committed
+    requests_per_second: int = 0  # to the store, by each worker at most; 0: as many as it takes
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
@@ -494,6 +498,8 @@ class Rejoin(Message, frozen=True, kw_only=True):
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
+VERIFIED_NAME: Final = "verified.json"  # all that lies in the save's folder was read back and is right
+PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 # Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mend.model import RunStatus, StoredCheckpoint
+from mend.model import RunStatus, StoredCheckpoint, StoredSave
 from mend.protocol import Ancestor, CheckpointRef
 from mend.spec import Checkpointing
 
 MAX_CANDIDATES = 5
+LEFTOVER_SECONDS = 3600.0  # a save outlives its attempt, but not by that much: nothing new came of it
+QUARANTINE_SECONDS = 7 * 86400.0  # for whoever wants to know what happened to it
 
 
 def is_on_lineage(checkpoint: StoredCheckpoint, uid: str, attempt: int, lineage: Iterable[Ancestor]) -> bool:
@@ -93,3 +95,22 @@ def expendable(
         parent = status.lineage[-1]
         kept.update(each.ref for each in line if (each.ref.attempt, each.ref.step) == (parent.attempt, parent.step))
     return tuple(each for each in reversed(line) if each.ref not in kept)
+
+
+def swept(attempt: int, saves: Sequence[StoredSave]) -> tuple[StoredSave, ...]:
+    """What may go beside checkpoints that retention no longer wants: leftovers, and what was quarantined long ago.
+
+    A leftover is a save without manifest of an attempt before `attempt`: the present one may still be at it. How old
+    it is, is told by the store's own clock: by how much newer the newest object is. A prefix in which nothing new is
+    written is left as it is.
+    """
+    newest = max((each.modified_at for each in saves), default=0.0)
+
+    def may_go(save: StoredSave) -> bool:
+        if save.pinned:
+            return False
+        if not save.committed:
+            return save.attempt < attempt and newest - save.modified_at >= LEFTOVER_SECONDS
+        return save.quarantined_at is not None and newest - save.quarantined_at >= QUARANTINE_SECONDS
+
+    return tuple(each for each in saves if may_go(each))
