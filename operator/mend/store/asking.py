@@ -9,7 +9,7 @@ from typing import TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from mend.store.budget import Budget
+from mend.store.budget import RequestBudget
 from mend.store.retry import until
 from mend.store.s3_errors import translate
 from mend.store.usage import Kind, Meter
@@ -22,7 +22,7 @@ class Asking:
     """Shared by everything that asks the same store."""
 
     deadline_seconds: float
-    budget: Budget
+    budget: RequestBudget
     meter: Meter = field(default_factory=Meter)
 
     def __call__(

@@ -6,7 +6,7 @@ import threading
 import time
 
 
-class Budget:
+class RequestBudget:
     """Requests per second, shared by all threads of a store; what a second left unused may be spent in the next."""
 
     def __init__(self, per_second: float | None) -> None:

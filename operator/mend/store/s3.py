@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from mend.store.api import Data, Entry, Probe, Unfinished, pieces, size
 from mend.store.asking import Asking
-from mend.store.budget import Budget
+from mend.store.budget import RequestBudget
 from mend.store.errors import AlreadyExists, BadAddress, Changed, NotFound, Unreachable, WrongAnswer
 from mend.store.parallel import each
 from mend.store.probe import probe
@@ -54,7 +54,7 @@ class S3Store:
         self._root = f"{prefix}/" if prefix else ""
         self._part_bytes = part_bytes
         self._workers = workers
-        self._ask = Asking(deadline_seconds=deadline_seconds, budget=Budget(requests_per_second))
+        self._ask = Asking(deadline_seconds=deadline_seconds, budget=RequestBudget(requests_per_second))
         keys = credentials or Credentials()
         named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         in_clear = bool(named) and not str(named).startswith("https:")
@@ -114,7 +114,7 @@ class S3Store:
         options: dict[str, str] | None = {"StartAfter": self._root + after} if after else {}
         while options is not None:
             found, options = self._page(prefix, Delimiter=delimiter, **options)
-            yield from found
+            yield from (entry for entry in found if entry.key > after)  # not every service knows StartAfter
 
     def delete(self, keys: Iterable[str]) -> None:
         names = [{"Key": self._root + key} for key in keys]
