@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import ClassVar, Final
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
 from mend.model import StoredCheckpoint, StoredSave, StoreView
 from mend.protocol import (
+    ANNOUNCEMENTS_FOLDER,
     INCIDENTS_FOLDER,
     MANIFEST_NAME,
     OWNER_KEY,
@@ -20,14 +22,24 @@ from mend.protocol import (
     VERIFIED_NAME,
     CheckpointRef,
     Message,
+    announced_folder,
+    announcement_key,
 )
-from mend.restore import swept
-from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError
+from mend.restore import LEFTOVER_SECONDS, swept
+from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError, Unfinished
+from mend.store.parallel import each
+
+Enough = Callable[[Sequence[StoredCheckpoint]], bool]
 
 KEPT_DOSSIERS: Final = 100
+_PAGE: Final = 1000  # keys that a store lists at once
+_LOOKED_AT: Final = 16  # saves looked into at once, at the most
+_BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need not show: the ranks' objects
 # In place of a manifest; told from one by its length, which no manifest has.
 SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
+# What a prefix may hold before it is claimed: a run that no controller looked after may have saved there.
+_MENDS: Final = re.compile(rf"step-\d{{12}}/|{ANNOUNCEMENTS_FOLDER}/|{INCIDENTS_FOLDER}/|{OWNER_KEY}$|\.|lost\+found/")
 _SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
 
 
@@ -44,6 +56,13 @@ class PrefixOwned(StoreError):
 
     reason: ClassVar[str] = "PrefixOwned"
     remedy: ClassVar[str] = "give each run a prefix of its own in spec.checkpoint.uri"
+
+
+class PrefixInUse(StoreError):
+    """The prefix belongs to no run and holds something that is not mend's."""
+
+    reason: ClassVar[str] = "PrefixInUse"
+    remedy: ClassVar[str] = "name an empty prefix in spec.checkpoint.uri"
 
 
 class PruneRefused(StoreError):
@@ -82,13 +101,20 @@ class Catalog:
         self._passed_over: dict[str, str] = {}  # by uri: why
         self._known: dict[tuple[str, str], StoredCheckpoint] = {}
 
-    def view(self, owner: Owner) -> StoreView:
-        """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view."""
+    def view(self, owner: Owner, enough: Enough | None = None) -> StoreView:
+        """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view.
+
+        With `enough` the view may be partial: it ends where that says so, beginning with the newest.
+        """
         try:
             self.claim(owner)
-            found = self.checkpoints()
+            found, partial = self.newest(enough) if enough else (self.checkpoints(), False)
             return StoreView(
-                listed=True, checkpoints=found, caution=self._caution, passed_over=self._told_passed_over()
+                listed=True,
+                checkpoints=found,
+                partial=partial,
+                caution=self._caution,
+                passed_over=self._told_passed_over(),
             )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
@@ -100,6 +126,7 @@ class Catalog:
         """
         found = self._owner()
         if found is None:
+            self._refuse_what_is_not_mends()
             with contextlib.suppress(AlreadyExists):  # whose it is shows below
                 self._store.put_if_absent(OWNER_KEY, msgspec.json.encode(owner))
             found = self._owner()
@@ -112,8 +139,28 @@ class Catalog:
             remedy = f"{PrefixOwned.remedy}; if that run is gone for good, delete {OWNER_KEY} there"
             raise PrefixOwned(self._store.uri, f"it is owned by {by}", remedy=remedy)
 
+    def newest(self, enough: Enough) -> tuple[tuple[StoredCheckpoint, ...], bool]:
+        """Committed checkpoints by step, the newest of them until `enough` says so; and whether there may be more.
+
+        However many there are, that takes a page of announcements, a page of what may lie beyond them (saved by a
+        trainer that announced nothing), and a short listing of each save looked into. Where `enough` is never said,
+        or nothing is announced, everything is listed.
+        """
+        announced = self._announced()
+        first = list(islice(announced, _PAGE))
+        folders = _once(self._beyond(first), first, announced) if first else iter(())
+        found: list[StoredCheckpoint] = []
+        at_once = 1
+        while batch := list(islice(folders, at_once)):
+            looked = each(self._look_into, batch, _LOOKED_AT // 2)
+            found += [checkpoint for checkpoint in looked if checkpoint is not None]
+            if enough(found):
+                return _in_order(found), True
+            at_once = min(2 * at_once, _LOOKED_AT)
+        return self.checkpoints(), False
+
     def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
-        """All committed checkpoints by step; one request for the folders and one per step."""
+        """All committed checkpoints by step; one request for a thousand folders and one per step."""
         self._passed_over = {}
         found: list[StoredCheckpoint] = []
         read: dict[tuple[str, str], StoredCheckpoint] = {}
@@ -127,7 +174,7 @@ class Catalog:
         self._known = read
         if self._passed_over and all(each.quarantined for each in found):
             raise NotSigned(self._store.uri, self._told_passed_over())
-        return tuple(sorted(found, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
+        return _in_order(found)
 
     def prune(self, uris: Sequence[str]) -> None:
         """Delete these checkpoints and nothing else: the manifest first, so that a half-deleted one does not count.
@@ -135,14 +182,15 @@ class Catalog:
         Raises `PruneRefused`, before anything is deleted, if the newest sound checkpoint is among them.
         """
         folders = [self._folder(uri) for uri in uris]
-        sound = [each for each in self.checkpoints() if not each.quarantined]
-        newest = max(sound, key=lambda each: (each.ref.step, each.ref.attempt), default=None)
-        if newest is not None and newest.ref.uri in uris:
-            raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
+        sound = [each for each in self.newest(_shows_a_sound_one)[0] if not each.quarantined]
+        for newest in sound[-1:]:
+            if newest.ref.uri in uris:
+                raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
         for folder in folders:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
             self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
+            self._store.delete([announcement_key(folder)])  # last: what is not announced would not be found again
 
     def sweep(self, attempt: int) -> tuple[str, ...]:
         """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
@@ -150,8 +198,11 @@ class Catalog:
         A save that nobody committed is fenced first, by a manifest that is none: then its saver, should it still be
         alive after all, finds that it came too late, as it would if another saver had won.
         """
+        saves = self.saves()
+        for upload in forgotten(attempt, saves, self._store.unfinished("step-")):
+            self._store.abandon(upload)
         gone: list[str] = []
-        for save in swept(attempt, self.saves()):
+        for save in swept(attempt, saves):
             folder = self._folder(save.uri)
             if not save.committed:
                 try:
@@ -161,6 +212,7 @@ class Catalog:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if not key.endswith((f"/{MANIFEST_NAME}", f"/{QUARANTINE_NAME}"))])
             self._store.delete([f"{folder}/{QUARANTINE_NAME}", f"{folder}/{MANIFEST_NAME}"])
+            self._store.delete([announcement_key(folder)])
             gone.append(save.uri)
         return tuple(gone)
 
@@ -184,6 +236,12 @@ class Catalog:
         found.sort(key=lambda each: (each.modified_unix_seconds, each.key))
         self._store.delete([each.key for each in found[:-KEPT_DOSSIERS]])
 
+    def _refuse_what_is_not_mends(self) -> None:
+        """A prefix that nobody has claimed and that holds other things is more likely a slip than meant."""
+        for entry in islice(self._store.list("", delimiter="/"), _PAGE):
+            if not _MENDS.match(entry.key):
+                raise PrefixInUse(self._store.uri, f"holds {entry.key!r}, which mend has not written")
+
     def _owner(self) -> Owner | None:
         try:
             raw = self._store.get(OWNER_KEY)
@@ -194,6 +252,27 @@ class Catalog:
         except msgspec.MsgspecError as error:
             where = f"{self._store.uri}/{OWNER_KEY}"
             raise PrefixOwned(where, f"is not mend's: {error}; the prefix holds something else") from error
+
+    def _announced(self) -> Iterator[str]:
+        """The folders of announced saves, newest first, page by page. What they announce may be gone, or a lie."""
+        return filter(None, (announced_folder(entry.key) for entry in self._store.list(f"{ANNOUNCEMENTS_FOLDER}/")))
+
+    def _beyond(self, announced: Iterable[str]) -> Iterator[str]:
+        """Saves of steps beyond all of these, the highest first."""
+        last = max(folder.partition("/")[0] for folder in announced)
+        steps = islice(self._store.list("step-", delimiter="/", after=f"{last}/~"), _PAGE)
+        for step in sorted((step.key for step in steps if step.key > f"{last}/"), reverse=True):
+            yield from sorted(_by_save(self._store.list(step)), reverse=True)
+
+    def _look_into(self, save: str) -> StoredCheckpoint | None:
+        """The checkpoint in a folder; None if it is not committed, or passed over."""
+        entries = _by_save(self._store.list(f"{save}/", after=f"{save}/{_BEFORE_MANIFEST}")).get(save, {})
+        manifest = entries.get(MANIFEST_NAME)
+        known = self._read(save, manifest) if manifest else None
+        if manifest is None or known is None:
+            return None
+        self._known[manifest.key, manifest.etag] = known
+        return _marked(known, entries)
 
     def _read(self, save: str, entry: Entry) -> StoredCheckpoint | None:
         """The checkpoint of a manifest; a damaged one counts as quarantined, one that was just deleted as none."""
@@ -212,6 +291,42 @@ class Catalog:
         if not _SAVE.fullmatch(f"{folder}/{MANIFEST_NAME}"):
             raise PruneRefused(uri, f"is no checkpoint under {self._store.uri}")
         return folder
+
+
+def forgotten(attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Unfinished]) -> list[Unfinished]:
+    """Of what is unfinished, what nobody will end: long begun, in a save that is committed or of an earlier attempt.
+
+    As in `restore.swept` its age is told by how much newer the newest object is. What does not look like an object of
+    a save of mend's is somebody else's.
+    """
+    newest = max((save.modified_at for save in saves), default=0.0)
+    committed = {save.uri[save.uri.rindex("/step-") + 1 :] for save in saves if save.committed}
+    named = [(each, _SAVE.fullmatch(each.key)) for each in unfinished]
+    return [
+        each
+        for each, save in named
+        if save is not None
+        and newest - each.begun_unix_seconds >= LEFTOVER_SECONDS
+        and (int(save[3]) < attempt or save[1] in committed)
+    ]
+
+
+def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:
+    return any(not each.quarantined for each in found)
+
+
+def _in_order(checkpoints: Iterable[StoredCheckpoint]) -> tuple[StoredCheckpoint, ...]:
+    return tuple(sorted(checkpoints, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
+
+
+def _once(*parts: Iterable[str]) -> Iterator[str]:
+    """All of them in their order, none twice."""
+    seen: set[str] = set()
+    for part in parts:
+        for folder in part:
+            if folder not in seen:
+                seen.add(folder)
+                yield folder
 
 
 def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:

@@ -403,6 +403,7 @@ class StoreView(Fact, frozen=True, kw_only=True):
     listed_for: int = -1
     listed_beside: tuple[str, ...] = ()
     checkpoints: tuple[StoredCheckpoint, ...] = ()
+    partial: bool = False  # there may be older ones: they are still being listed
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it

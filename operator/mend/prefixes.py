@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from mend.manifest import signing_key
 from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
 from mend.observe import decoded
 from mend.protocol import SIGNING_SECRET_KEY, CheckpointRef
+from mend.restore import MAX_CANDIDATES, candidates
 from mend.spec import Checkpointing
 from mend.store import Credentials, StoreError, open_store
 
@@ -43,6 +44,7 @@ NO_CONDITIONAL_WRITES = (
     "the store ignores conditional writes (If-None-Match): two writers could overwrite each other unnoticed; "
     "make sure that nothing else writes under spec.checkpoint.uri"
 )
+LISTED_AT_LEAST = 32  # checkpoints; a view of fewer is whole
 THREADS = 32  # a store that does not answer holds one until the deadline; runs with other stores must not wait for it
 
 
@@ -56,6 +58,8 @@ class _Prefix:
     catalog: Catalog | None = None
     task: asyncio.Task[None] | None = None
     retry_at: float = 0.0
+    older: dict[str, StoredCheckpoint] = field(default_factory=dict)  # what partial views leave out
+    completing: asyncio.Task[None] | None = None
     reported: dict[str, StoredCheckpoint] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
@@ -78,7 +82,8 @@ class Prefixes:
     async def close(self) -> None:
         """Ends what goes on in the background."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        tasks = [prefix.task for prefix in self._prefixes.values() if prefix.task] + [
+        listing = [task for prefix in self._prefixes.values() for task in (prefix.task, prefix.completing)]
+        tasks = [task for task in listing if task] + [
             *self._pruning.values(),
             *self._sweeping.values(),
             *self._keeping,
@@ -110,7 +115,8 @@ class Prefixes:
         prefix = self._prefixes[run]
         for agent in agents:
             self._hear(prefix, status, agent, now)
-        known = {each.ref.uri: each for each in (*prefix.reported.values(), *prefix.view.checkpoints)}
+        told = (*prefix.older.values(), *prefix.reported.values(), *prefix.view.checkpoints)
+        known = {each.ref.uri: each for each in told}
         checkpoints = tuple(
             replace(
                 each,
@@ -144,8 +150,9 @@ class Prefixes:
     def forget(self, run: RunKey) -> None:
         """The run is gone; its checkpoints stay."""
         prefix = self._prefixes.pop(run, None)
-        if prefix is not None and prefix.task is not None:
-            prefix.task.cancel()
+        for task in (prefix.task, prefix.completing) if prefix is not None else ():
+            if task is not None:
+                task.cancel()
 
     def _hear(self, prefix: _Prefix, status: RunStatus, agent: AgentView, now: float) -> None:
         """What one agent reports about checkpoints of the current attempt."""
@@ -167,7 +174,7 @@ class Prefixes:
         try:
             if prefix.catalog is None:
                 prefix.catalog = await self._open(run, prefix)
-            view = await self._in_thread(prefix.catalog.view, prefix.owner)
+            view = await self._in_thread(prefix.catalog.view, prefix.owner, partial(_enough, prefix.owner.uid, status))
         except _BadSecret as error:
             view = replace(prefix.view, problem=str(error), problem_reason=error.reason)
         except (ApiError, StoreError) as error:
@@ -181,6 +188,19 @@ class Prefixes:
             prefix.view = replace(view, checkpoints=found, listed_for=status.attempt, listed_beside=status.replacing)
             listed = {each.ref.uri for each in found}
             prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in listed}
+            if view.partial and not prefix.older and prefix.completing is None:
+                prefix.completing = asyncio.create_task(self._complete(run, prefix, prefix.catalog))
+
+    async def _complete(self, run: RunKey, prefix: _Prefix, catalog: Catalog | None) -> None:
+        """List what is older than a partial view, for retention: it may take minutes, so no launch waits for it."""
+        try:
+            found = await self._in_thread(catalog.checkpoints) if catalog else ()
+            prefix.older = {each.ref.uri: each for each in found if each.ref.uri not in prefix.pruned}
+        except StoreError as error:
+            log.warning("run %s: its older checkpoints could not be listed: %s", "/".join(run), error)
+        finally:
+            prefix.completing = None
+        self._on_news(run)
 
     def _listed(self, run: RunKey, prefix: _Prefix, listing: asyncio.Task[None]) -> None:
         """A listing has ended. A mistake of ours is shown as what is wrong with the store: it must not stay unheard."""
@@ -208,6 +228,7 @@ class Prefixes:
             left = tuple(each for each in prefix.view.checkpoints if each.ref.uri not in gone)
             prefix.view = replace(prefix.view, checkpoints=left)
             prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in gone}
+            prefix.older = {uri: each for uri, each in prefix.older.items() if uri not in gone}
         finally:
             self._pruning.pop(run, None)
 
@@ -271,6 +292,11 @@ class _BadSecret(Exception):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+def _enough(uid: str, status: RunStatus, found: Sequence[StoredCheckpoint]) -> bool:
+    """Whether a launch needs to know of no older checkpoints."""
+    return len(found) >= LISTED_AT_LEAST and len(candidates(uid, status, found)) >= MAX_CANDIDATES
 
 
 def _place(rules: Checkpointing) -> tuple[str, str | None, str | None, str | None]:

@@ -35,7 +35,8 @@ def with_scores(rules: Checkpointing, status: RunStatus, seen: Observation) -> R
     known = [each for each in status.scores if each.name == best.metric and not _is_newer(each, window)]
     scores = best_first(best, [*known, *_scored(window, line)])
     there = {(each.ref.attempt, each.ref.step) for each in line}
-    kept = [each for each in scores if (each.attempt, each.step) in there or not seen.store.listed]
+    is_whole = seen.store.listed and not seen.store.partial  # else what is not in it may be there all the same
+    kept = [each for each in scores if (each.attempt, each.step) in there or not is_whole]
     return replace(status, evaluations=window, scores=tuple(kept[: RESERVE * best.count]))
 
 

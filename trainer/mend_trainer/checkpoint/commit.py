@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, Ancestor
+from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, Ancestor, announcement_key
 from mend.store import NotFound, Store, WrongAnswer
 from mend_trainer.checkpoint.dcp import stock_metadata
 from mend_trainer.checkpoint.writer import Share, Written
@@ -53,6 +53,7 @@ def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -
         config_digest=origin.config_digest,
     )
     store.put(f"{folder}/{DCP_METADATA_NAME}", pickle.dumps(stock_metadata(manifest, written)))
+    store.put(announcement_key(folder), b"")  # before the manifest: what is committed is announced
     store.put_if_absent(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))
     return manifest
 
