@@ -36,11 +36,12 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
+    SendSaveNow,
     SendStop,
     StrikeNode,
 )
 from mend.observe import belongs_to
-from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
+from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
 from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_RUNS = Resource(GROUP, VERSION, PLURAL)
 TOKEN_BYTES = 32
-Sending = SendLaunch | SendGather | SendStop | SendCheck
+Sending = SendLaunch | SendGather | SendSaveNow | SendStop | SendCheck
 
 
 class Applier:
@@ -133,7 +134,7 @@ class Applier:
                 await self._book.lift(ids)
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
-            case SendLaunch() | SendGather() | SendStop() | SendCheck():
+            case SendLaunch() | SendGather() | SendSaveNow() | SendStop() | SendCheck():
                 self._send(seen, action)
             case never:
                 assert_never(never)
@@ -198,6 +199,8 @@ def _order(action: Sending) -> Order:
             )
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
+        case SendSaveNow():
+            return SaveNow(attempt=action.attempt)
         case SendStop():
             return Stop(
                 attempt=action.attempt,
