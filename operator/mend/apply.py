@@ -36,7 +36,7 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
-    SendSave,
+    SendSaveNow,
     SendStop,
     StrikeNode,
     SweepLeftovers,
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_RUNS = Resource(GROUP, VERSION, PLURAL)
 TOKEN_BYTES = 32
-Sending = SendLaunch | SendGather | SendStop | SendCheck | SendSave
+Sending = SendLaunch | SendGather | SendSaveNow | SendStop | SendCheck
 
 
 class Applier:
@@ -139,7 +139,7 @@ class Applier:
                 await self._book.lift(ids)
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
-            case SendLaunch() | SendGather() | SendStop() | SendCheck() | SendSave():
+            case SendLaunch() | SendGather() | SendSaveNow() | SendStop() | SendCheck():
                 self._send(seen, action)
             case never:
                 assert_never(never)
@@ -204,7 +204,7 @@ def _order(action: Sending) -> Order:
             )
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
-        case SendSave():
+        case SendSaveNow():
             return SaveNow(attempt=action.attempt)
         case SendStop():
             return Stop(

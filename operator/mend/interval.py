@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from msgspec.structs import replace
+
 from mend.model import IntervalInForce, RunStatus
 from mend.protocol import SaveReport
 from mend.spec import Checkpointing
@@ -49,11 +51,18 @@ def interval_in_force(rules: Checkpointing, status: RunStatus, save: SaveReport 
         seconds = min(max(seconds, rules.min_interval_seconds), rules.max_interval_seconds)
     return IntervalInForce(
         seconds=round(seconds, 1),
+        launched_seconds=before.launched_seconds,
         cost_seconds=cost,
         commit_seconds=commit,
         failures=status.recoveries,
         active_seconds=round(active),
     )
+
+
+def launched(rules: Checkpointing, status: RunStatus) -> IntervalInForce | None:
+    """The interval as an attempt that begins is told it: fixed until the next, however often the order is repeated."""
+    now = interval_in_force(rules, status, None)
+    return replace(now, launched_seconds=now.seconds) if now is not None else None
 
 
 def why(chosen: IntervalInForce) -> str:

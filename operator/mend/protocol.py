@@ -260,6 +260,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
     saver_port: int = 0  # where the saver serves snapshots over TLS; 0: it does not
+    buddy: str | None = None  # to which its snapshots are copied; None: a launch that is repeated does not change it
     memory: MemoryReport | None = None
     terminating: bool = False  # SIGTERM was received
 
@@ -355,7 +356,7 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
-    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes only the buddy.
 
     The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they are of the attempt
     `follows` and can; the others are replaced, as one is that does not come within a few seconds.
@@ -517,6 +518,11 @@ _ANNOUNCEMENT: Final = re.compile(rf"{ANNOUNCEMENTS_FOLDER}/(\d{{12}})-(\d{{12}}
 def agent_url(ip: str, port: int = AGENT_PORT) -> str:
     """Where an agent is reached, without a path."""
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def saver_url(ip: str, port: int) -> str:
+    """Where a saver is reached, without a path."""
+    return f"https://[{ip}]:{port}" if ":" in ip else f"https://{ip}:{port}"
 
 
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:

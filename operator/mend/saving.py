@@ -10,7 +10,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mend.model import AnyAction, EmitEvent, Observation, RunStatus, SaveWish, SendSave, WishState
+from mend.model import AnyAction, EmitEvent, Observation, RunStatus, SaveWish, SendSaveNow, WishState
 from mend.presence import gang_step
 from mend.spec import Checkpointing
 
@@ -35,7 +35,7 @@ def saving(rules: Checkpointing, seen: Observation, status: RunStatus, now: floa
         wish = replace(wish, step=gang_step(seen), attempt=status.attempt, times=0)
     wish = replace(wish, told_at=now, times=wish.times + 1)
     worker, pod_uid = target
-    return replace(status, wish=wish), [SendSave(worker=worker, pod_uid=pod_uid, attempt=status.attempt)]
+    return replace(status, wish=wish), [SendSaveNow(worker=worker, pod_uid=pod_uid, attempt=status.attempt)]
 
 
 def _heeded(status: RunStatus) -> SaveWish | None:

@@ -79,10 +79,10 @@ def test_a_saver_that_comes_too_late_finds_its_save_fenced(store: FileStore, mon
     delete = store.delete
 
     def late_commit(keys: list[str]) -> None:
-        try:
-            store.put_if_absent(f"{old}/{MANIFEST_NAME}", b"a manifest")
-        except AlreadyExists as error:
-            refused.append(error)
+        if not refused:
+            with pytest.raises(AlreadyExists) as caught:
+                store.put_if_absent(f"{old}/{MANIFEST_NAME}", b"a manifest")
+            refused.append(caught.value)
         delete(keys)
 
     monkeypatch.setattr(store, "delete", late_commit)

@@ -19,7 +19,9 @@ from mend.model import (
     IntervalInForce,
     Ledger,
     LimitInForce,
+    MemoryStatus,
     NodeCheck,
+    Origin,
     RunPhase,
     RunStatus,
     SaveWish,
@@ -50,7 +52,7 @@ INCIDENT = IncidentRecord(
     gather_until=1_000_003.5,
     tier=Tier.REPLACE_WORKER,
     restored_step=110,
-    from_peers=True,
+    origin=Origin.PEER,
     recovered_at=1_000_009.75,
     steps_lost=10,
 )
@@ -79,9 +81,10 @@ FULL = RunStatus(
         ),
     ),
     restore=(CheckpointRef(uri="s3://b/x/step-110", step=110, attempt=3),),
+    origins=(Origin.STORE,),
     keep=(0, 1, 3),
     restored_step=110,
-    from_peers=True,
+    origin=Origin.PEER,
     roll_back_before=200,
     step=120,
     loss=2.5,
@@ -102,10 +105,16 @@ FULL = RunStatus(
         told_at=1_000_004.5,
         times=3,
     ),
-    interval=IntervalInForce(seconds=90.5, cost_seconds=0.25, commit_seconds=8.5, failures=3, active_seconds=7200.0),
+    interval=IntervalInForce(
+        seconds=90.5, launched_seconds=80.5, cost_seconds=0.25, commit_seconds=8.5, failures=3, active_seconds=7200.0
+    ),
     evaluations=(Evaluation(name="acc", attempt=3, step=100, value=0.5),),
     scores=(Score(name="acc", attempt=3, step=110, value=0.5),),
     swept_at=1_000_006.5,
+    memory=MemoryStatus(
+        step=118, attempt=3, seen_at=1_000_000.5, workers=2, copied=True, needed_bytes=1 << 33, limit_bytes=1 << 36
+    ),
+    notices=("uid-7", "node-1: taint karpenter.sh/disrupted"),
     incidents=(INCIDENT,),
     spent={FailureClass.HANG: (1_000_001.5,)},
     replacing=("uid-1",),

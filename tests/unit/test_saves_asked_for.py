@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mend.decide import decide
-from mend.model import CheckpointStatus, EmitEvent, RunPhase, SaveWish, SendSave, SendStop, WishState
+from mend.model import CheckpointStatus, EmitEvent, RunPhase, SaveWish, SendSaveNow, SendStop, WishState
 from mend.spec import Spec
 from world import World, a_spec
 
@@ -16,9 +16,9 @@ def auto(least: str = "3s", most: str = "1h") -> Spec:
     return a_spec(checkpoint=checkpoint)
 
 
-def orders(world: World) -> list[SendSave]:
+def orders(world: World) -> list[SendSaveNow]:
     """All orders to save that were decided on."""
-    return [action for _, said in world.decisions for action in said.actions if isinstance(action, SendSave)]
+    return [action for _, said in world.decisions for action in said.actions if isinstance(action, SendSaveNow)]
 
 
 def wish(world: World) -> SaveWish:
@@ -99,7 +99,7 @@ def test_what_is_saved_already_is_not_saved_again() -> None:
         said = decide(world.spec, known, world.now)
         assert said.status.wish is not None
         assert said.status.wish.state is state
-        assert [isinstance(action, SendSave) for action in said.actions] == [True] * (state is WishState.OPEN)
+        assert [isinstance(action, SendSaveNow) for action in said.actions] == [True] * (state is WishState.OPEN)
 
 
 def test_an_automatic_interval_asks_when_it_is_over() -> None:
