@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from mend.manifest import Manifest
 from mend.protocol import Ancestor
@@ -40,21 +40,6 @@ def is_stale(manifest: Manifest, before: Manifest) -> bool:
         return False
     model = _model_digests(manifest)
     return bool(model) and model == _model_digests(before)
-
-
-def parent_of(manifest: Manifest, others: Iterable[Manifest]) -> Manifest | None:
-    """The checkpoint that comes before this one on its line: of the same attempt, or of an ancestor."""
-    line = [each for each in others if each.step < manifest.step and _is_before(each, manifest)]
-    return max(line, key=lambda each: (each.step, each.attempt), default=None)
-
-
-def _is_before(other: Manifest, manifest: Manifest) -> bool:
-    if (other.run_uid, other.attempt) == (manifest.run_uid, manifest.attempt):
-        return True
-    return any(
-        other.attempt == link.attempt and other.step <= link.step and link.uid in ("", other.run_uid)
-        for link in manifest.lineage
-    )
 
 
 def _model_digests(manifest: Manifest) -> dict[tuple[str, tuple[int, ...], tuple[int, ...]], str]:

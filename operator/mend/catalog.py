@@ -98,7 +98,7 @@ class Catalog:
         self._store = store
         self._caution = caution  # shown in every view
         self._key = key
-        self._passed_over: dict[str, str] = {}  # by uri: why
+        self._doubted: dict[str, str] = {}  # by uri: why
         self._known: dict[tuple[str, str], StoredCheckpoint] = {}
 
     def view(self, owner: Owner, enough: Enough | None = None) -> StoreView:
@@ -114,7 +114,7 @@ class Catalog:
                 checkpoints=found,
                 partial=partial,
                 caution=self._caution,
-                passed_over=self._told_passed_over(),
+                passed_over=self.passed_over,
             )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
@@ -161,7 +161,7 @@ class Catalog:
 
     def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
         """All committed checkpoints by step; one request for a thousand folders and one per step."""
-        self._passed_over = {}
+        self._doubted = {}
         found: list[StoredCheckpoint] = []
         read: dict[tuple[str, str], StoredCheckpoint] = {}
         for folder in self._store.list("step-", delimiter="/"):
@@ -172,8 +172,8 @@ class Catalog:
                     read[manifest.key, manifest.etag] = known
                     found.append(_marked(known, entries))
         self._known = read
-        if self._passed_over and all(each.quarantined for each in found):
-            raise NotSigned(self._store.uri, self._told_passed_over())
+        if self._doubted and all(each.quarantined for each in found):
+            raise NotSigned(self._store.uri, self.passed_over)
         return _in_order(found)
 
     def prune(self, uris: Sequence[str]) -> None:
@@ -221,9 +221,11 @@ class Catalog:
         saves = _by_save(self._store.list("step-"))
         return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
 
-    def _told_passed_over(self) -> str:
-        count = len(self._passed_over)
-        first = next(iter(self._passed_over.items()), None)
+    @property
+    def passed_over(self) -> str:
+        """Which checkpoints the key does not vouch for, in words; "" if there are none."""
+        count = len(self._doubted)
+        first = next(iter(self._doubted.items()), None)
         return f"{count} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
 
     def keep_dossier(self, key: str, raw: bytes) -> None:
@@ -283,7 +285,7 @@ class Catalog:
         except NotFound:
             return None
         except Untrusted as error:
-            self._passed_over[f"{self._store.uri}/{save}"] = str(error)
+            self._doubted[f"{self._store.uri}/{save}"] = str(error)
             return None
 
     def _folder(self, uri: str) -> str:

@@ -109,7 +109,6 @@ class Verification(Message, frozen=True, kw_only=True):
 class VerifiedNote(Message, frozen=True, kw_only=True, omit_defaults=False):
     """`verified.json`: that a checkpoint was read back. For people and retention; a restore checks digests itself."""
 
-    manifest_etag: str  # of the manifest that it was verified against
     bytes: int
     verified_unix_seconds: float
 
@@ -153,8 +152,7 @@ def verify(
 def settle(store: Store, folder: str, found: Verification, now: float, *, quarantine: bool = True) -> None:
     """Leave a note of the verification in the store: verified if it is sound, quarantined if it is damaged."""
     if found.is_sound:
-        etag = store.head(f"{folder}/{MANIFEST_NAME}").etag
-        note = VerifiedNote(manifest_etag=etag, bytes=found.bytes, verified_unix_seconds=now)
+        note = VerifiedNote(bytes=found.bytes, verified_unix_seconds=now)
         store.put(f"{folder}/{VERIFIED_NAME}", msgspec.json.encode(note))
     elif found.is_damaged and quarantine:
         mark = {"reason": "; ".join(found.problems), "uri": found.uri}

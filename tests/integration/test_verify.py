@@ -193,13 +193,13 @@ def test_unsigned_and_foreign_manifests_are_doubted_and_not_condemned(store: Sto
 
 
 def test_notes_say_what_was_found(store: Store) -> None:
-    """A sound checkpoint is noted as verified against its very manifest, a damaged one is quarantined."""
+    """A sound checkpoint is noted as verified, a damaged one is quarantined."""
     sound, damaged, doubted = save(store, 5), save(store, 6), save(store, 7, committed=False)
     store.delete([f"{damaged}/{FIRST}"])
     for folder in (sound, damaged, doubted):
         settle(store, folder, verify(store, folder), now=77.0)
     note = msgspec.json.decode(store.get(f"{sound}/{VERIFIED_NAME}"), type=VerifiedNote)
-    assert note.manifest_etag == store.head(f"{sound}/{MANIFEST_NAME}").etag
+    assert (note.bytes, note.verified_unix_seconds) == (32 + 4 * len(HEAD + TAIL), 77.0)
     assert b"missing" in store.get(f"{damaged}/{QUARANTINE_NAME}")
     kept = {key for key in (entry.key for entry in store.list("")) if key.endswith((QUARANTINE_NAME, VERIFIED_NAME))}
     assert kept == {f"{sound}/{VERIFIED_NAME}", f"{damaged}/{QUARANTINE_NAME}"}

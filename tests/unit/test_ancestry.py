@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from mend.ancestry import chain_doubts, gone_ancestors, is_stale, parent_of
+from mend.ancestry import chain_doubts, gone_ancestors, is_stale
 from mend.manifest import Manifest, decode_manifest
 from mend.protocol import MANIFEST_NAME, Ancestor
 from mend.store import open_store
@@ -58,17 +56,6 @@ def test_a_chain_that_contradicts_itself_is_doubted(tmp_path: Path) -> None:
     second = made(tmp_path, 8, 2, link(1, 3))
     third = made(tmp_path, 9, 3, link(1, 5), link(2, 8))
     assert "tells of other ancestors" in chain_doubts(third, [second])[0]
-
-
-def test_the_parent_is_the_newest_before_it_on_its_line(tmp_path: Path) -> None:
-    """Not what an ancestor saved after it was left, and nothing of another run."""
-    first, given_up = made(tmp_path, 5), made(tmp_path, 7)
-    second = made(tmp_path, 8, 2, link(1, 5))
-    foreign = replace(made(tmp_path, 9, 2), run_uid="uid-0")
-    last = made(tmp_path, 10, 2, link(1, 5))
-    assert parent_of(second, [first, given_up, last]) == first
-    assert parent_of(last, [first, given_up, second, foreign, last]) == second
-    assert parent_of(first, [first, given_up, second]) is None
 
 
 def test_a_model_that_did_not_change_although_steps_were_made_is_stale(tmp_path: Path) -> None:
