@@ -43,7 +43,6 @@ from mend.model import (
 )
 from mend.observe import belongs_to
 from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
-from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 
@@ -117,6 +116,8 @@ class Applier:
             case CreateToken():
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
             case CreateTls():
+                from mend.selfsigned import self_signed  # its library is large, and wanted once in a run's life
+
                 await self._create(SECRETS, seen, render.tls_secret(seen, self_signed(f"mend run {seen.uid}")))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))

@@ -193,7 +193,7 @@ class MemoryStatus(Fact, frozen=True, kw_only=True):
     attempt: int = 0
     seen_at: float | None = None  # when it was first seen to be whole
     workers: int = 0  # that hold some of it
-    copied: bool = False  # each of its snapshots lies on two workers
+    copied: bool | None = None  # it, or one before it, lies on two workers each; None: no worker has a buddy
     needed_bytes: int = 0  # of each worker, for its own snapshots and the copies that it keeps; 0: not known yet
     limit_bytes: int = 0  # of the pod; 0: none
 

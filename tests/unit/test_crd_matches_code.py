@@ -192,7 +192,22 @@ def test_patterns_of_crd_and_parser_agree_on_uris(text: str) -> None:
     assert bool(Schema(schema()).problems(run, None)) == bool(refused(run["spec"]))
 
 
-QUANTITIES = ["500Mi", "1G", "1", "1024Ki", "0", "0Mi", "-1", "1.5G", "1m", "500 Mi", "Mi", "9999999999"]
+QUANTITIES = [
+    "500Mi",
+    "1G",
+    "1",
+    "1024Ki",
+    "0",
+    "0Mi",
+    "-1",
+    "1.5G",
+    "1m",
+    "500 Mi",
+    "Mi",
+    "9999999999",
+    "999999999Gi",
+    "1Ti",
+]
 STEPS = ["1 step", "10 steps", "0 steps", "10", "10m", "1  step", "-1 steps", "9999999999 steps"]
 
 

@@ -156,6 +156,7 @@ BAD = [
         "1.5G",
         "spec.checkpoint.memory.peerBandwidth: got \"1.5G\"; expected a quantity of bytes above zero such as '500Mi'",
     ),
+    ("spec.checkpoint.memory.peerBandwidth", "999999999Ti", "peerBandwidth: got"),
     ("spec.checkpoint.memory.peerBandwidth", "0", 'peerBandwidth: got "0"; expected a quantity of bytes above zero'),
     ("spec.checkpoint.memory.peerBandwidth", 500, "peerBandwidth: got 500; expected a quantity of bytes above zero"),
     ("spec.checkpoint.memory.slots", 2, "spec.checkpoint.memory.slots: unknown field; known are interval, peer"),
