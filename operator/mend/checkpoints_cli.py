@@ -32,7 +32,7 @@ from mend.model import RunStatus, StoredCheckpoint, WishState
 from mend.protocol import ANNOTATION_SAVE_NOW, ENV_SIGNING_KEY, MANIFEST_NAME, OWNER_KEY, PINNED_NAME
 from mend.restore import is_on_lineage, on_lineage
 from mend.store import Forbidden, NotFound, Store, StoreError, open_store
-from mend.verify import Verification, settle, verify
+from mend.verify import Verification, leave_note, verify
 
 STORE_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.5
@@ -296,7 +296,7 @@ def _manifests(place: Place, checkpoints: Sequence[StoredCheckpoint]) -> Iterato
 
 def _settle(place: Place, checkpoint: StoredCheckpoint, found: Verification, *, quarantine: bool) -> None:
     try:
-        settle(place.store, _folder(place, checkpoint), found, time.time(), quarantine=quarantine)
+        leave_note(place.store, _folder(place, checkpoint), found, time.time(), quarantine=quarantine)
     except Forbidden as error:  # one may be allowed to read only
         print(f"mend: step {checkpoint.ref.step}: the result is not noted in the store: {error}", file=sys.stderr)
 

@@ -149,7 +149,7 @@ def verify(
     return found
 
 
-def settle(store: Store, folder: str, found: Verification, now: float, *, quarantine: bool = True) -> None:
+def leave_note(store: Store, folder: str, found: Verification, now: float, *, quarantine: bool = True) -> None:
     """Leave a note of the verification in the store: verified if it is sound, quarantined if it is damaged."""
     if found.is_sound:
         note = VerifiedNote(bytes=found.bytes, verified_unix_seconds=now)

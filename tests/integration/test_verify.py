@@ -14,7 +14,7 @@ from mend.manifest import Manifest, decode_manifest, encode_manifest, signing_ke
 from mend.protocol import MANIFEST_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.store import Store, Unreachable, open_store
 from mend.store.files import FileStore
-from mend.verify import MOST_READS, READ_BYTES, ObjectState, VerifiedNote, settle, verify
+from mend.verify import MOST_READS, READ_BYTES, ObjectState, VerifiedNote, leave_note, verify
 from s3 import FaultyProxy, S3Server, ministack
 from stored_checkpoint import HEAD, MODEL, TAIL, save
 
@@ -197,7 +197,7 @@ def test_notes_say_what_was_found(store: Store) -> None:
     sound, damaged, doubted = save(store, 5), save(store, 6), save(store, 7, committed=False)
     store.delete([f"{damaged}/{FIRST}"])
     for folder in (sound, damaged, doubted):
-        settle(store, folder, verify(store, folder), now=77.0)
+        leave_note(store, folder, verify(store, folder), now=77.0)
     note = msgspec.json.decode(store.get(f"{sound}/{VERIFIED_NAME}"), type=VerifiedNote)
     assert (note.bytes, note.verified_unix_seconds) == (32 + 4 * len(HEAD + TAIL), 77.0)
     assert b"missing" in store.get(f"{damaged}/{QUARANTINE_NAME}")
