@@ -505,8 +505,6 @@ PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 ANNOUNCEMENTS_FOLDER: Final = "newest"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
-# Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
-SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 
