@@ -95,7 +95,7 @@ def s3torchconnector(endpoint: str, bucket: str, content: bytes) -> tuple[Save, 
 
 
 def obstore(endpoint: str, bucket: str, content: bytes) -> tuple[Save, Load]:
-    """Rust's object_store: multipart by itself; ranges side by side where the server's answers please it, else a get."""
+    """Rust's object_store: multipart by itself; ranges side by side where the server's answers please it."""
     import obstore
     from obstore.exceptions import GenericError
     from obstore.store import S3Store
