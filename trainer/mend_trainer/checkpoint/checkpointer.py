@@ -33,6 +33,7 @@ from mend_trainer.checkpoint.links import AgentsSaver, OwnSaver, SaverLink
 from mend_trainer.checkpoint.memory import Connect, Memory, bytes_present
 from mend_trainer.checkpoint.outcome import RestoredState
 from mend_trainer.checkpoint.restorer import restore
+from mend_trainer.checkpoint.signing import key_of
 
 _POLL_SECONDS: Final = 0.01
 
@@ -199,7 +200,9 @@ class Checkpointer:
         if not candidates:
             return None
         memory = Memory.of_this_worker(self.arena, holders, self._connect)
-        restored = restore(self.agreeing, self.store, memory, candidates, state, self._report, self._mark)
+        restored = restore(
+            self.agreeing, self.store, memory, candidates, state, self._report, self._mark, key_of(self._run)
+        )
         if restored is not None:
             self.lineage = restored.lineage
         return restored

@@ -27,6 +27,7 @@ from mend.protocol import (
 from mend.store import AlreadyExists, NotFound, Store, StoreError
 from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.commit import commit
+from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, encode_share, write_blocks
 
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
@@ -176,7 +177,7 @@ class Saving:
         origin = shares[0].origin
         assert origin is not None
         try:
-            commit(self._store, self._folder, origin, shares)
+            commit(self._store, self._folder, origin, shares, key_of(origin.run))
         except AlreadyExists:  # by another saver, or by this one's predecessor
             _log.info("the save at step %d was committed already", self._step)
         except NotFound as error:
