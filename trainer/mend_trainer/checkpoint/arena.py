@@ -137,6 +137,11 @@ class Draft:
         """Room for the bytes of the block at `index`."""
         return self._data[self._starts[index] : self._starts[index] + self.blocks[index].bytes]
 
+    @property
+    def data(self) -> memoryview:
+        """Room for all its blocks, each at its start."""
+        return self._data
+
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy these tensors in, those of the blocks' names; back when every byte is there."""
         copy_in(self._arena.rooms(self), tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from mend_trainer.copies.wire import (
     CONNECT_SECONDS,
     COPIES_PATH,
     HEADER_BYTES,
+    IDLE_SECONDS,
     LISTING_BYTES,
     PIECE_BYTES,
     SILENCE_SECONDS,
@@ -41,8 +43,8 @@ class Connection:
 
     def __init__(self, url: str, tls: RunTls, token: str) -> None:
         self.url = url
-        self._tls = tls
-        self._token = token
+        self._tls, self._token = tls, token
+        self._used_at = time.monotonic()
         place = urlsplit(url)
         if place.scheme != "https" or not place.hostname or not place.port:
             raise Unreachable(f"{url!r} is no place of a saver; expected https://HOST:PORT")
@@ -87,6 +89,11 @@ class Connection:
             self._put(pieces, size)
             before_answer()
             self._expect(self._http.getresponse(), HTTPStatus.CREATED).read()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the other end still waits for requests on it, most likely."""
+        return time.monotonic() - self._used_at < IDLE_SECONDS
 
     def close(self) -> None:
         """Done with it."""
@@ -140,6 +147,7 @@ class Connection:
     def _translated(self) -> Iterator[None]:
         try:
             yield
+            self._used_at = time.monotonic()
         except Unreachable:
             self.close()
             raise

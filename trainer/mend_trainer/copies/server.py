@@ -58,9 +58,6 @@ class Kept(Protocol):
     def is_whole(self) -> bool:
         """Whether it still is what it was: nobody has begun to overwrite it."""
 
-    def release(self) -> None:
-        """The bytes are not needed any more."""
-
 
 class Incoming(Protocol):
     """Room for a copy whose bytes are on their way."""
@@ -222,13 +219,10 @@ class _Conversation(BaseHTTPRequestHandler):
         kept = self.server.shelf.find(match[1], int(match[2])) if match else None
         if match is None or kept is None:
             raise Refused(f"no snapshot at {self.path[:100]} here", HTTPStatus.NOT_FOUND)
-        try:
-            if match[3]:
-                self._send_range(kept)
-            else:
-                self._answer(HTTPStatus.OK, kept.header)
-        finally:
-            kept.release()
+        if match[3]:
+            self._send_range(kept)
+        else:
+            self._answer(HTTPStatus.OK, kept.header)
 
     def _send_range(self, kept: Kept) -> None:
         size = len(kept.data)

@@ -97,6 +97,8 @@ class ArenaShelf:
 
     def _check_age(self, offer: Offer, arena: Arena) -> None:
         age = _age(offer)
+        if any(snapshot.header.save_id == offer.header.save_id for snapshot in arena.snapshots()):
+            raise Refused("it is kept already", HTTPStatus.ALREADY_REPORTED)
         if (newest := self._newest(arena)) >= age:
             raise Refused(f"attempt {age[0]} step {age[1]}: attempt {newest[0]} step {newest[1]} is kept already")
         coming = self._coming.get(arena)
@@ -127,9 +129,13 @@ class KeptSnapshot:
     """A snapshot as the server sends it."""
 
     def __init__(self, snapshot: Snapshot, offer: Offer) -> None:
-        self._snapshot = snapshot
-        self.header = encode_offer(offer)
+        self._snapshot, self._offer = snapshot, offer
         self.data = snapshot.data
+
+    @property
+    def header(self) -> bytes:
+        """As it goes over the wire."""
+        return encode_offer(self._offer)
 
     def is_whole(self) -> bool:
         """Whether nobody has begun to overwrite it."""

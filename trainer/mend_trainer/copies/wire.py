@@ -3,7 +3,7 @@
     GET  /v1/snapshots                      `Held` of all that lies whole here, as a JSON array
     GET  /v1/snapshots/SAVE-ID/RANK         the snapshot's header, with the digests of its blocks; 404
     GET  /v1/snapshots/SAVE-ID/RANK/bytes   with `Range: bytes=FIRST-LAST`: 206, raw; 404; 410 once it is overwritten
-    POST /v1/copies                         offers a header: 202, send the bytes; 409 or 507 and why not
+    POST /v1/copies                         offers a header: 202, send the bytes; 208, it is here; 409, 422 or 507, why not; 503, later
     PUT  /v1/copies                         the bytes of what was offered on this connection: 201; 422 and what is wrong
 
 Each request carries the token for snapshots (`tls.snapshot_token`); each refusal is a sentence.
@@ -24,6 +24,7 @@ RANGE_BYTES: Final = 1 << 30
 PIECE_BYTES: Final = 256 << 10  # what is sent, and waited for, at a time
 
 CONNECT_SECONDS: Final = 2.0
+IDLE_SECONDS: Final = 2.0  # a connection that was not used for so long is not used again
 SILENCE_SECONDS: Final = 5.0  # without a byte coming or going, the other end is taken for gone
 
 

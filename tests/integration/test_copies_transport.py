@@ -1,0 +1,349 @@
+"""Copies over real sockets: who is let in, what is taken, what is served, and what becomes of everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+import pytest
+from run_secrets import run_pem
+from snapshots_made import RUN_UID, a_snapshot, contents, save_id
+
+from mend.protocol import Holder
+from mend_trainer.checkpoint.arena import Arena, Snapshot
+from mend_trainer.copies.client import Connection, Unreachable, pieces_of
+from mend_trainer.copies.fetcher import Fetcher, NobodyHolds
+from mend_trainer.copies.offers import encode_offer, offer_of
+from mend_trainer.copies.server import SnapshotServer
+from mend_trainer.copies.shelf import ArenaShelf
+from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls, snapshot_token
+from mend_trainer.copies.wire import Refused
+
+TOKEN = snapshot_token("token-of-the-run")
+
+
+class Worker:
+    """The memory of one worker and its server."""
+
+    def __init__(self, own: int = 2, copies: int = 2, room_for: Callable[[int], str] = lambda size: "") -> None:
+        self.own = [Arena.create(f"own-{number}") for number in range(own)]
+        self.copies = [Arena.create(f"copies-{number}") for number in range(copies)]
+        self.shelf = ArenaShelf(self.own, self.copies, run_uid=RUN_UID, room_for=room_for)
+        self.server = SnapshotServer("127.0.0.1", read_run_tls(run_pem()), TOKEN, self.shelf)
+        self.url = f"https://127.0.0.1:{self.server.port}"
+
+    def copy_of(self, rank: int) -> Snapshot:
+        """The newest copy of that rank's snapshots."""
+        return max(
+            (each for arena in self.copies for each in arena.snapshots() if each.header.rank == rank),
+            key=lambda each: each.sequence,
+        )
+
+
+@contextmanager
+def a_worker(**options: object) -> Iterator[Worker]:
+    """A worker that is gone afterwards."""
+    worker = Worker(**options)  # type: ignore[arg-type]
+    try:
+        yield worker
+    finally:
+        worker.server.close()
+
+
+@pytest.fixture
+def tls() -> RunTls:
+    """The run's."""
+    return read_run_tls(run_pem())
+
+
+@pytest.fixture
+def own() -> Arena:
+    """The arena of a rank elsewhere, whose snapshots are sent."""
+    return Arena.create("sent")
+
+
+def give(worker: Worker, snapshot: Snapshot, tls: RunTls) -> None:
+    """Send a copy as it is."""
+    offer = offer_of(snapshot)
+    assert offer is not None
+    connection = Connection(worker.url, tls, TOKEN)
+    try:
+        connection.send(encode_offer(offer), pieces_of(snapshot.data), offer.bytes, before_answer=lambda: None)
+    finally:
+        connection.close()
+
+
+# ---------------------------------------------------------------- who is let in
+def test_a_peer_of_the_run_is_answered(tls: RunTls) -> None:
+    """Whoever has the run's certificate and token sees what a worker holds, whatever the clocks say."""
+    with a_worker() as worker:
+        a_snapshot(worker.own[0], rank=0)
+        a_snapshot(worker.own[1], rank=1)
+        (held,) = Connection(worker.url, tls, TOKEN).listing()
+    assert (held.save_id, held.ranks, held.step, held.world_size) == (save_id(1, 10), (0, 1), 10, 4)
+
+
+def test_another_certificate_is_refused_by_both_ends(tls: RunTls) -> None:
+    """A peer with the certificate of another run gets nothing, and trusts nobody of this one."""
+    with a_worker() as worker:
+        with pytest.raises(Unreachable, match=r"certificate|CERTIFICATE"):
+            Connection(worker.url, read_run_tls(run_pem("another")), TOKEN).listing()
+        mixed = RunTls(_trusting(tls, run_pem("another")), _trusting(tls, run_pem("another")), tls.certificate)
+        with pytest.raises(Unreachable, match="ALERT|alert|UNKNOWN_CA|closed|reset|EOF"):
+            Connection(worker.url, mixed, TOKEN).listing()
+        assert Connection(worker.url, tls, TOKEN).listing() == ()
+
+
+def _trusting(tls: RunTls, pem: str) -> ssl.SSLContext:
+    """A client that would believe the run's server, but shows another certificate."""
+    other = read_run_tls(pem).asking
+    other.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(tls.certificate))
+    return other
+
+
+def test_no_certificate_and_no_tls_are_refused(tls: RunTls) -> None:
+    """Without a certificate of one's own there is no answer, nor without TLS."""
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname = False
+    bare.verify_mode = ssl.CERT_NONE
+    with a_worker() as worker:
+        with pytest.raises(Unreachable, match="CERTIFICATE_REQUIRED|closed|reset|EOF"):
+            Connection(worker.url, RunTls(bare, bare, tls.certificate), TOKEN).listing()
+        with socket.create_connection(("127.0.0.1", worker.server.port)) as plain:
+            plain.sendall(b"GET /v1/snapshots HTTP/1.1\r\n\r\n")
+            plain.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert b"HTTP" not in plain.recv(1000)
+        assert Connection(worker.url, tls, TOKEN).listing() == ()
+
+
+def test_older_tls_is_refused(tls: RunTls) -> None:
+    """Nothing below TLS 1.3 is spoken."""
+    old = read_run_tls(run_pem()).asking
+    old.minimum_version = ssl.TLSVersion.TLSv1_2
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with a_worker() as worker, pytest.raises(Unreachable, match="VERSION|version"):
+        Connection(worker.url, RunTls(old, old, tls.certificate), TOKEN).listing()
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "token-of-the-run", TOKEN[:-1]])
+def test_another_token_is_refused(tls: RunTls, token: str) -> None:
+    """The certificate alone does not open a worker, and the token that gives orders does not either."""
+    with a_worker() as worker, pytest.raises(Refused, match="token is missing or wrong") as refused:
+        Connection(worker.url, tls, token).listing()
+    assert refused.value.status is HTTPStatus.UNAUTHORIZED
+
+
+@pytest.mark.parametrize("pem", ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"])
+def test_a_certificate_that_is_none_is_named(pem: str) -> None:
+    """An unusable secret is told by the name of its variable."""
+    with pytest.raises(BadCertificate, match="MEND_TLS_PEM"):
+        read_run_tls(pem)
+
+
+# ---------------------------------------------------------------- copies that come
+def test_a_copy_is_bit_for_bit_what_was_sent(tls: RunTls, own: Arena) -> None:
+    """A copy has the header, the digests and the bytes of the snapshot, and is held from then on."""
+    snapshot = a_snapshot(own, rank=3, lengths=(1000, 700_000, 0, 5))
+    with a_worker() as worker:
+        give(worker, snapshot, tls)
+        copy = worker.copy_of(3)
+        assert (copy.header, copy.digests) == (snapshot.header, snapshot.digests)
+        assert contents(copy) == contents(snapshot)
+        assert not copy.is_owed
+        assert [held.ranks for held in worker.shelf.held()] == [(3,)]
+
+
+def test_the_last_two_copies_are_kept(tls: RunTls, own: Arena) -> None:
+    """A copy takes the place of the oldest of its rank; the newest whole one is never touched by the next."""
+    with a_worker() as worker:
+        for step in (10, 20, 30):
+            give(worker, a_snapshot(own, step=step), tls)
+        assert [held.step for held in worker.shelf.held()] == [30, 20]
+
+
+def test_a_copy_that_is_kept_is_not_sent_again(tls: RunTls, own: Arena) -> None:
+    """A saver that starts anew and offers what is there already is told so before any byte."""
+    snapshot = a_snapshot(own)
+    with a_worker() as worker:
+        give(worker, snapshot, tls)
+        with pytest.raises(Refused, match="kept already") as refused:
+            give(worker, snapshot, tls)
+    assert refused.value.status is HTTPStatus.ALREADY_REPORTED
+
+
+@pytest.mark.parametrize(("attempt", "step"), [(1, 90), (2, 20)])
+def test_an_older_copy_never_replaces_a_newer_one(tls: RunTls, own: Arena, attempt: int, step: int) -> None:
+    """Neither an older attempt's copy, however far it came, nor an older step's of the same attempt is taken."""
+    with a_worker() as worker:
+        give(worker, a_snapshot(own, attempt=2, step=30), tls)
+        with pytest.raises(Refused, match="attempt 2 step 30 is kept already"):
+            give(worker, a_snapshot(own, attempt=attempt, step=step), tls)
+        assert [held.step for held in worker.shelf.held()] == [30]
+
+
+def test_a_newer_attempt_may_be_at_an_earlier_step(tls: RunTls, own: Arena) -> None:
+    """What is newer is decided by the attempt: a run that was rolled back goes on being copied."""
+    with a_worker() as worker:
+        give(worker, a_snapshot(own, attempt=1, step=90), tls)
+        give(worker, a_snapshot(own, attempt=2, step=30), tls)
+        assert [(held.attempt, held.step) for held in worker.shelf.held()] == [(2, 30), (1, 90)]
+
+
+def test_a_copy_of_another_run_is_refused(tls: RunTls, own: Arena) -> None:
+    """A worker of the run that had this name before is told whose worker this is."""
+    with a_worker() as worker, pytest.raises(Refused, match=f"this is a worker of '{RUN_UID}'"):
+        give(worker, a_snapshot(own, run_uid="before"), tls)
+
+
+def test_a_flipped_bit_on_the_way_is_noticed(tls: RunTls, own: Arena) -> None:
+    """A copy whose bytes do not have their digests is refused by the block's name, and the one before it stays."""
+    with a_worker() as worker:
+        give(worker, a_snapshot(own, step=10), tls)
+        flipped = a_snapshot(own, step=20)
+        flipped.raw(1)[500] ^= 1
+        with pytest.raises(Refused, match="tensor-1: the bytes do not have their digest") as refused:
+            give(worker, flipped, tls)
+        assert refused.value.status is HTTPStatus.UNPROCESSABLE_ENTITY
+        assert [held.step for held in worker.shelf.held()] == [10]
+        give(worker, a_snapshot(own, step=30), tls)
+        assert [held.step for held in worker.shelf.held()] == [30, 10]
+
+
+def test_a_transfer_that_breaks_off_leaves_nothing(tls: RunTls, own: Arena) -> None:
+    """A sender that dies in the middle leaves a torn slot, which nobody is told of and the next copy takes."""
+    with a_worker() as worker:
+        give(worker, a_snapshot(own, step=10), tls)
+
+        def dies() -> Iterator[memoryview]:
+            yield broken.data[:1000]
+            raise ConnectionAbortedError("killed")
+
+        broken = a_snapshot(own, step=20)
+        offer = offer_of(broken)
+        assert offer is not None
+        with pytest.raises(Unreachable):
+            Connection(worker.url, tls, TOKEN).send(
+                encode_offer(offer), dies(), offer.bytes, before_answer=lambda: None
+            )
+        assert [held.step for held in worker.shelf.held()] == [10]
+        eventually_taken(worker, a_snapshot(own, step=30), tls)
+        assert [held.step for held in worker.shelf.held()] == [30, 10]
+
+
+def eventually_taken(worker: Worker, snapshot: Snapshot, tls: RunTls) -> None:
+    """Send it, as the sender does, until the server has noticed the end of the transfer before."""
+    for _ in range(1000):
+        try:
+            return give(worker, snapshot, tls)
+        except Refused as refused:
+            assert refused.status is HTTPStatus.SERVICE_UNAVAILABLE, refused
+    raise AssertionError("never taken")
+
+
+def test_a_newer_attempt_takes_over_from_a_transfer_that_stalls(tls: RunTls, own: Arena) -> None:
+    """Two attempts at once: the older one's transfer is ended, and the newer one's copy is what is kept."""
+    with a_worker() as worker:
+        old = a_snapshot(own, attempt=1, step=50)
+        offer = offer_of(old)
+        assert offer is not None
+        taken = False
+
+        def stalls() -> Iterator[memoryview]:
+            nonlocal taken
+            yield old.data[:1000]
+            newer = a_snapshot(own, attempt=2, step=20)
+            with pytest.raises(Refused, match="ask again"):
+                give(worker, newer, tls)
+            yield old.data[1000:]
+            taken = True
+
+        with pytest.raises((Refused, Unreachable)):
+            Connection(worker.url, tls, TOKEN).send(
+                encode_offer(offer), stalls(), offer.bytes, before_answer=lambda: None
+            )
+        eventually_taken(worker, a_snapshot(own, attempt=2, step=21), tls)
+        assert [(held.attempt, held.step) for held in worker.shelf.held()] == [(2, 21)]
+
+
+def test_a_copy_that_does_not_fit_is_refused_in_words(tls: RunTls, own: Arena) -> None:
+    """Where memory is short nothing is allocated, and the sender learns why."""
+    asked: list[int] = []
+
+    def none_left(size: int) -> str:
+        asked.append(size)
+        return f"{size} bytes more do not fit"
+
+    snapshot = a_snapshot(own)
+    with a_worker(room_for=none_left) as worker:
+        with pytest.raises(Refused, match="more do not fit") as refused:
+            give(worker, snapshot, tls)
+        assert refused.value.status is HTTPStatus.INSUFFICIENT_STORAGE
+    assert asked == [2 * len(snapshot.data) - 4096]
+
+
+def test_copies_of_more_ranks_than_there_is_room_for_are_refused(tls: RunTls, own: Arena) -> None:
+    """One arena per rank: another rank of the same attempt is refused, one of a newer attempt takes an old one's."""
+    with a_worker(copies=1) as worker:
+        give(worker, a_snapshot(own, rank=0), tls)
+        with pytest.raises(Refused, match="copies of 1 ranks, and all is taken"):
+            give(worker, a_snapshot(own, rank=1, step=20), tls)
+        give(worker, a_snapshot(own, rank=1, attempt=2, step=20), tls)
+        assert [held.ranks for held in worker.shelf.held()] == [(1,), (0,)]
+
+
+# ---------------------------------------------------------------- what is fetched
+def a_fetcher(tls: RunTls, *workers: str, rank: int = 0) -> Fetcher:
+    """Of a rank's snapshot of step 10, which these are said to hold."""
+    holders = [
+        Holder(save_id=save_id(1, 10), rank=rank, worker=number, url=url) for number, url in enumerate(workers)
+    ]
+    return Fetcher(holders, tls, TOKEN)
+
+
+def test_a_snapshot_is_fetched_by_ranges(tls: RunTls) -> None:
+    """Any range of a snapshot can be had, and its header says what it has to be."""
+    with a_worker() as worker:
+        snapshot = a_snapshot(worker.own[0])
+        fetcher = a_fetcher(tls, worker.url)
+        assert fetcher.offer(save_id(1, 10), 0) == offer_of(snapshot)
+        room = bytearray(60_000)
+        fetcher.read_into(save_id(1, 10), 0, 1024, memoryview(room), lambda: True)
+        fetcher.close()
+        assert room == snapshot.data[1024:61_024]
+
+
+def test_the_next_holder_is_asked_when_one_is_gone_or_lies(tls: RunTls) -> None:
+    """A holder that is gone, has nothing or gives wrong bytes is passed over; only if all fail is the snapshot given up."""
+    with a_worker() as gone:
+        pass
+    with a_worker() as empty, a_worker() as lying, a_worker() as honest:
+        a_snapshot(lying.own[0]).raw(1)[100] ^= 4
+        snapshot = a_snapshot(honest.own[0])
+        room = bytearray(70_000)
+
+        def is_right() -> bool:
+            return room == contents(snapshot)[1]
+
+        places = [gone.url, empty.url, lying.url, honest.url]
+        a_fetcher(tls, *places).read_into(save_id(1, 10), 0, 1024, memoryview(room), is_right)
+        assert is_right()
+        with pytest.raises(NobodyHolds, match="do not have their digests"):
+            a_fetcher(tls, *places[:3]).read_into(save_id(1, 10), 0, 1024, memoryview(room), is_right)
+
+
+def test_a_range_that_is_none_is_refused(tls: RunTls) -> None:
+    """What lies beyond the end is not served."""
+    with a_worker() as worker:
+        snapshot = a_snapshot(worker.own[0])
+        with pytest.raises(Refused, match="expected bytes=FIRST-LAST") as refused:
+            Connection(worker.url, tls, TOKEN).read_into(
+                save_id(1, 10), 0, len(snapshot.data) - 5, memoryview(bytearray(6))
+            )
+        assert refused.value.status is HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        with pytest.raises(Refused, match="no snapshot at"):
+            Connection(worker.url, tls, TOKEN).header(save_id(1, 11), 0)
