@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
+from copies_worker import TOKEN, Worker, a_worker
 from run_secrets import run_pem
 from snapshots_made import RUN_UID, a_snapshot, contents, save_id
 
@@ -18,41 +19,8 @@ from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.copies.client import Connection, Unreachable, pieces_of
 from mend_trainer.copies.fetcher import Fetcher, NobodyHolds
 from mend_trainer.copies.offers import encode_offer, offer_of
-from mend_trainer.copies.server import SnapshotServer
-from mend_trainer.copies.shelf import ArenaShelf
-from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls, snapshot_token
+from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls
 from mend_trainer.copies.wire import Refused
-
-TOKEN = snapshot_token("token-of-the-run")
-
-
-class Worker:
-    """The memory of one worker and its server."""
-
-    def __init__(self, own: int = 2, copies: int = 2, room_for: Callable[[int], str] = lambda size: "") -> None:
-        self.own = [Arena.create(f"own-{number}") for number in range(own)]
-        self.copies = [Arena.create(f"copies-{number}") for number in range(copies)]
-        self.shelf = ArenaShelf(self.own, self.copies, run_uid=RUN_UID, room_for=room_for)
-        self.server = SnapshotServer("127.0.0.1", read_run_tls(run_pem()), TOKEN, self.shelf)
-        self.url = f"https://127.0.0.1:{self.server.port}"
-
-    def copy_of(self, rank: int) -> Snapshot:
-        """The newest copy of that rank's snapshots."""
-        return max(
-            (each for arena in self.copies for each in arena.snapshots() if each.header.rank == rank),
-            key=lambda each: each.sequence,
-        )
-
-
-@contextmanager
-def a_worker(**options: object) -> Iterator[Worker]:
-    """A worker that is gone afterwards."""
-    worker = Worker(**options)  # type: ignore[arg-type]
-    try:
-        yield worker
-    finally:
-        worker.server.close()
-
 
 @pytest.fixture
 def tls() -> RunTls:
@@ -113,7 +81,7 @@ def test_no_certificate_and_no_tls_are_refused(tls: RunTls) -> None:
     with a_worker() as worker:
         with pytest.raises(Unreachable, match="CERTIFICATE_REQUIRED|closed|reset|EOF"):
             Connection(worker.url, RunTls(bare, bare, tls.certificate), TOKEN).listing()
-        with socket.create_connection(("127.0.0.1", worker.server.port)) as plain:
+        with socket.create_connection(("127.0.0.1", worker.port)) as plain:
             plain.sendall(b"GET /v1/snapshots HTTP/1.1\r\n\r\n")
             plain.settimeout(10)
             with contextlib.suppress(ConnectionResetError):
@@ -347,3 +315,61 @@ def test_a_range_that_is_none_is_refused(tls: RunTls) -> None:
         assert refused.value.status is HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         with pytest.raises(Refused, match="no snapshot at"):
             Connection(worker.url, tls, TOKEN).header(save_id(1, 11), 0)
+
+
+# ---------------------------------------------------------------- whatever else is said
+LET_IN = f"Authorization: Bearer {TOKEN}\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "\r\n",
+        "GET\r\n\r\n",
+        "GET /v1/snapshots\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "\x00\xff\r\n\r\n",
+        "A" * 100_000 + "\r\n",
+        "GET /v1/snapshots HTTP/1.1\r\n" + "x: y\r\n" * 500 + "\r\n",
+        f"DELETE /v1/copies HTTP/1.1\r\n{LET_IN}\r\n",
+        f"GET /v1/snapshots/../../etc/passwd/0 HTTP/1.1\r\n{LET_IN}\r\n",
+        f"GET /v1/snapshots/{'a' * 32}/{'9' * 9}/bytes HTTP/1.1\r\n{LET_IN}Range: bytes=5-1\r\n\r\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}\r\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: {10**17}\r\n\r\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: -1\r\n\r\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: ²\r\n\r\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: 3\r\n\r\n{{}}\n",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: 1000\r\n\r\nthen gone",
+        f"PUT /v1/copies HTTP/1.1\r\n{LET_IN}Content-Length: 3\r\n\r\nabc",
+        f"POST /v1/copies HTTP/1.1\r\n{LET_IN}Transfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+    ],
+)
+def test_nonsense_ends_its_own_connection_only(tls: RunTls, said: str) -> None:
+    """Whatever is said instead of a request, even by a peer of the run, is answered with words or with the end."""
+    with a_worker() as worker:
+        with socket.create_connection(("127.0.0.1", worker.port)) as plain, tls.asking.wrap_socket(plain) as secure:
+            secure.settimeout(20)
+            with contextlib.suppress(OSError):
+                secure.sendall(said.encode("utf-8", "surrogateescape"))
+                plain_end = secure.unwrap if "gone" in said else lambda: None
+                with contextlib.suppress(OSError):
+                    plain_end()
+                answer = secure.recv(1000)
+                assert not answer.startswith((b"HTTP/1.1 2", b"HTTP/1.0 2")), answer
+        assert Connection(worker.url, tls, TOKEN).listing() == ()
+        assert all(os.fstat(arena.descriptor).st_blocks * 512 == 4096 for arena in worker.copies), "nothing was taken"
+
+
+def test_more_connections_than_a_worker_needs_are_refused(tls: RunTls) -> None:
+    """Threads are bounded: who comes beyond that is sent away, and served once others have left."""
+    with a_worker() as worker, contextlib.ExitStack() as crowd:
+        for _ in range(64):
+            crowd.enter_context(socket.create_connection(("127.0.0.1", worker.port)))
+        with pytest.raises(Unreachable):
+            Connection(worker.url, tls, TOKEN).listing()
+        crowd.close()
+        for _ in range(1000):  # they leave one after the other
+            with contextlib.suppress(Unreachable):
+                assert Connection(worker.url, tls, TOKEN).listing() == ()
+                return
+        raise AssertionError("nobody is served any more")

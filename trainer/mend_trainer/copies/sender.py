@@ -42,7 +42,7 @@ class Sender:
         self._buddy = ""
         self._throttle = Throttle(0)
         self._closed = False
-        self._trouble = ""
+        self.trouble = ""  # why the last copy did not go
         self.sent = 0  # snapshots
         self.sent_bytes = 0  # of snapshots, those included whose transfer broke off
         threading.Thread(target=self._work, name="mend-copies", daemon=True).start()
@@ -145,9 +145,9 @@ class Sender:
 
     def _tell(self, trouble: str) -> None:
         """Log what changes."""
-        if bool(trouble) != bool(self._trouble):
+        if bool(trouble) != bool(self.trouble):
             log.warning("%s", trouble) if trouble else log.info("copies reach the buddy again")
-        self._trouble = trouble
+        self.trouble = trouble
 
 
 def _name(snapshot: Snapshot) -> str:

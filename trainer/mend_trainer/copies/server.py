@@ -94,27 +94,24 @@ class Shelf(Protocol):
 
 
 class SnapshotServer(ThreadingMixIn, TCPServer):
-    """Listens on `host` at a port that the kernel chooses; serves in threads of its own until closed."""
+    """Serves who comes to `listener`, in threads of its own, until closed.
 
-    allow_reuse_address = True
+    The listener may be another process's as well: then who comes between two savers waits, and the place stays the same.
+    """
+
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 128
 
-    def __init__(self, host: str, tls: RunTls, token: str, shelf: Shelf) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, 0), _Conversation)
+    def __init__(self, listener: socket.socket, tls: RunTls, token: str, shelf: Shelf) -> None:
+        super().__init__(listener.getsockname(), _Conversation, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
         self.tls = tls
         self.expected = authorization(token).encode()
         self.shelf = shelf
         self.connections: set[socket.socket] = set()
         self._room = threading.BoundedSemaphore(_CONNECTIONS)
         threading.Thread(target=self.serve_forever, args=(0.1,), name="mend-serve", daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection, if there are not too many already."""
@@ -143,6 +140,12 @@ class SnapshotServer(ThreadingMixIn, TCPServer):
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def listen(host: str) -> socket.socket:
+    """At a port that the kernel chooses."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, 0), family=family, backlog=_CONNECTIONS)
 
 
 class _Conversation(BaseHTTPRequestHandler):
