@@ -49,7 +49,9 @@ def a_header(blocks: tuple[Block, ...], rank: int, attempt: int, step: int, worl
         tokens=step * 100,
         values={"loss": 0.1 + step, "names": ["ä", "b"], "none": None},
     )
-    return Header(save_id=save_id(attempt, step), origin=origin, rank=rank, world_size=world_size, blocks=blocks, uri="")
+    return Header(
+        save_id=save_id(attempt, step), origin=origin, rank=rank, world_size=world_size, blocks=blocks, uri=""
+    )
 
 
 def save_id(attempt: int, step: int) -> str:

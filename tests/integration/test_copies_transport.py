@@ -22,6 +22,7 @@ from mend_trainer.copies.offers import encode_offer, offer_of
 from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls
 from mend_trainer.copies.wire import Refused
 
+
 @pytest.fixture
 def tls() -> RunTls:
     """The run's."""
@@ -267,9 +268,7 @@ def test_copies_of_more_ranks_than_there_is_room_for_are_refused(tls: RunTls, ow
 # ---------------------------------------------------------------- what is fetched
 def a_fetcher(tls: RunTls, *workers: str, rank: int = 0) -> Fetcher:
     """Of a rank's snapshot of step 10, which these are said to hold."""
-    holders = [
-        Holder(save_id=save_id(1, 10), rank=rank, worker=number, url=url) for number, url in enumerate(workers)
-    ]
+    holders = [Holder(save_id=save_id(1, 10), rank=rank, worker=number, url=url) for number, url in enumerate(workers)]
     return Fetcher(holders, tls, TOKEN)
 
 

@@ -82,7 +82,9 @@ class Connection:
                     raise Unreachable(f"{self.url}: closed after {done} of {len(room)} bytes")
                 done += length
 
-    def send(self, header: bytes, pieces: Iterator[memoryview], size: int, *, before_answer: Callable[[], None]) -> None:
+    def send(
+        self, header: bytes, pieces: Iterator[memoryview], size: int, *, before_answer: Callable[[], None]
+    ) -> None:
         """Give it a copy; `pieces` make up its `size` bytes, and may take their time."""
         with self._translated():
             self._expect(self._ask("POST", COPIES_PATH, {}, header), HTTPStatus.ACCEPTED).read()

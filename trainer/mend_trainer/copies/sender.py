@@ -41,9 +41,11 @@ class Sender:
         self._newest: dict[int, Snapshot] = {}  # by rank; not yet sent, in the order of their coming
         self._buddy = ""
         self._throttle = Throttle(0)
+        self._is_sending = False
         self._closed = False
         self.trouble = ""  # why the last copy did not go
         self.sent = 0  # snapshots
+        self.skipped = 0  # snapshots that a newer one replaced before their turn came
         self.sent_bytes = 0  # of snapshots, those included whose transfer broke off
         threading.Thread(target=self._work, name="mend-copies", daemon=True).start()
 
@@ -55,10 +57,17 @@ class Sender:
             self._buddy, self._throttle = buddy, Throttle(bytes_per_second)
             self._news.notify_all()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was offered has gone or been given up."""
+        with self._news:
+            return not self._newest and not self._is_sending
+
     def offer(self, snapshot: Snapshot) -> None:
         """A new snapshot, with its digests; takes the place of one of the same rank that is not sent yet."""
         with self._news:
             if self._buddy:
+                self.skipped += self._newest.pop(snapshot.header.rank, None) is not None
                 self._newest[snapshot.header.rank] = snapshot
                 self._news.notify_all()
 
@@ -92,10 +101,12 @@ class Sender:
 
     def _next(self) -> tuple[str, Throttle, Snapshot] | None:
         with self._news:
+            self._is_sending = False
             while not self._closed:
                 for rank in list(self._newest):
                     snapshot = self._newest.pop(rank)
                     if snapshot.is_whole:
+                        self._is_sending = True
                         return self._buddy, self._throttle, snapshot
                 self._news.wait()
             return None

@@ -163,7 +163,9 @@ class _Conversation(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Speak TLS from the first byte; the handshake is for later, when its failure can be told."""
         self._incoming: Incoming | None = None
-        self.request = self.server.tls.serving.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+        self.request = self.server.tls.serving.wrap_socket(
+            self.request, server_side=True, do_handshake_on_connect=False
+        )
         self.server.connections.add(self.request)
         super().setup()
 

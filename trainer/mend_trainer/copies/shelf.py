@@ -93,7 +93,9 @@ class ArenaShelf:
         old = [arena for arena in self._copies if self._newest(arena) < (offer.header.origin.attempt, -1)]
         for arena in (*mine, *empty, *sorted(old, key=self._newest)):
             return arena
-        raise Refused(f"room for copies of {len(self._copies)} ranks, and all is taken", HTTPStatus.INSUFFICIENT_STORAGE)
+        raise Refused(
+            f"room for copies of {len(self._copies)} ranks, and all is taken", HTTPStatus.INSUFFICIENT_STORAGE
+        )
 
     def _check_age(self, offer: Offer, arena: Arena) -> None:
         age = _age(offer)
