@@ -62,10 +62,10 @@ def speed(quick: bool) -> list[Row]:
         for number in range(rounds + 2):  # the first two fill both slots on both sides
             snapshot = _a_snapshot(arena, number, size)
             taken = {
-                "give": _timed(lambda: _give(url, tls, snapshot)),
-                "fetch": _timed(lambda: _fetch(url, tls, snapshot, memoryview(target))),
-                "tcp": _timed(lambda: _send_plainly(port, snapshot.data)),
-                "memcpy": _timed(lambda: _copy(target, snapshot.data)),
+                "give": _timed(_give, url, tls, snapshot),
+                "fetch": _timed(_fetch, url, tls, snapshot, memoryview(target)),
+                "tcp": _timed(_send_plainly, port, snapshot.data),
+                "memcpy": _timed(_copy, target, snapshot.data),
             }
             if number >= 2:
                 for kind, spent in taken.items():
@@ -275,9 +275,9 @@ def _a_snapshot(arena: Arena, number: int, size: int) -> Snapshot:
     return snapshot
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _timed(work: Callable[..., None], *given: Any) -> float:
     began = time.perf_counter()
-    work()
+    work(*given)
     return time.perf_counter() - began
 
 

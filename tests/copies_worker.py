@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from run_secrets import run_pem
-from snapshots_made import RUN_UID
-
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.copies.server import SnapshotServer, listen
 from mend_trainer.copies.shelf import ArenaShelf
 from mend_trainer.copies.tls import read_run_tls, snapshot_token
+from run_secrets import run_pem
+from snapshots_made import RUN_UID
 
 TOKEN = snapshot_token("token-of-the-run")
 

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from copies_worker import TOKEN, Worker, a_worker
-from run_secrets import run_pem
-from snapshots_made import a_snapshot, contents
-from waiting import eventually
 
+from copies_worker import TOKEN, Worker, a_worker
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.copies.sender import Sender
 from mend_trainer.copies.tls import read_run_tls
 from mend_trainer.copies.wire import PIECE_BYTES
+from run_secrets import run_pem
+from snapshots_made import a_snapshot, contents
+from waiting import eventually
 
 MIB = 1 << 20
 

@@ -9,11 +9,11 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snapshots_made import a_snapshot
 
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.copies.offers import decode_offer, encode_offer, offer_of
 from mend_trainer.copies.wire import Refused
+from snapshots_made import a_snapshot
 
 _OFFER = offer_of(a_snapshot(Arena.create("one")))
 assert _OFFER is not None

@@ -12,7 +12,7 @@ PIECES = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 0.5)), min_size=1
 
 @given(PIECES, st.integers(100, 100_000))
 def test_no_window_sees_more_than_the_cap(pieces: list[tuple[int, float]], rate: int) -> None:
-    """Whatever is sent and however long the pauses, no window passes more than its share, a tenth of a second and a piece."""
+    """However long the pauses, no window passes more than its share, a tenth of a second's and a piece."""
     now = 0.0
     throttle = Throttle(rate, lambda: now)
     sent: list[tuple[float, int]] = []

@@ -34,9 +34,10 @@ def refusal(more: int, memory: Memory) -> str:
     if more <= memory.free - reserve:
         return ""
     mib = 1 << 20
+    left = max(0, memory.free - reserve) // mib
     bound = f"the limit of {memory.limit // mib} MiB" if memory.limit else "what the machine has"
     return (
-        f"copies would take {more // mib} MiB more, and {max(0, memory.free - reserve) // mib} MiB are left of {bound}; "
+        f"copies would take {more // mib} MiB more, and {left} MiB are left of {bound}; "
         "raise the memory limit of the trainer container, or set spec.checkpoint.memory to take no copies"
     )
 

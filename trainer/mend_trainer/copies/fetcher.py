@@ -1,4 +1,4 @@
-"""Gets a snapshot from whichever worker holds it: by ranges in parallel, each block proven, the next holder if one fails."""
+"""Gets a snapshot from whichever worker holds it: by ranges, each proven, and from the next holder where one fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Sends each rank's newest snapshot to the buddy, at a pace that leaves the network to the training.
 
-One thread, one transfer at a time, nothing queued: when a transfer is over, what is newest then goes next, and what came
-between is skipped. A snapshot that its rank overwrites meanwhile is given up; the buddy's digests tell as well.
+One thread, one transfer at a time, nothing queued: when a transfer is over, what is newest then goes next, and what
+came between is skipped. A snapshot that its rank overwrites meanwhile is given up; the buddy's digests tell as well.
 """
 
 from __future__ import annotations

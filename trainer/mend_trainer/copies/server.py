@@ -1,7 +1,7 @@
 """Serves what lies in a worker's memory to the workers of its run, and takes in copies, one thread a connection.
 
-Plain threads and sockets: a socket's bytes are decrypted straight into the arena and encrypted straight from it, without
-the GIL; an event loop would copy each of them twice more.
+Plain threads and sockets: bytes are decrypted straight into the arena and encrypted straight from it, without the GIL;
+an event loop would copy each of them twice more.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Shelf(Protocol):
 class SnapshotServer(ThreadingMixIn, TCPServer):
     """Serves who comes to `listener`, in threads of its own, until closed.
 
-    The listener may be another process's as well: then who comes between two savers waits, and the place stays the same.
+    The listener may be another process's as well: who comes between two savers waits, and the place stays the same.
     """
 
     daemon_threads = True

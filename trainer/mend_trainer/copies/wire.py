@@ -3,7 +3,8 @@
     GET  /v1/snapshots                      `Held` of all that lies whole here, as a JSON array
     GET  /v1/snapshots/SAVE-ID/RANK         the snapshot's header, with the digests of its blocks; 404
     GET  /v1/snapshots/SAVE-ID/RANK/bytes   with `Range: bytes=FIRST-LAST`: 206, raw; 404; 410 once it is overwritten
-    POST /v1/copies                         offers a header: 202, send the bytes; 208, it is here; 409, 422 or 507, why not; 503, later
+    POST /v1/copies                         offers a header: 202, send the bytes; 208, it is here already;
+                                            409, 422 or 507, why not; 503, ask again
     PUT  /v1/copies                         the bytes of what was offered on this connection: 201; 422 and what is wrong
 
 Each request carries the token for snapshots (`tls.snapshot_token`); each refusal is a sentence.
