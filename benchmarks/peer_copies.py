@@ -25,13 +25,14 @@ from mend.protocol import Holder
 from mend.store.parallel import each
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.layout import Block
+from mend_trainer.checkpoint.sources import data_key, sheet_of
 from mend_trainer.checkpoint.writer import digest_of
 from mend_trainer.copies.client import Connection, pieces_of, spans
-from mend_trainer.copies.fetcher import Fetcher
-from mend_trainer.copies.offers import encode_offer, offer_of
 from mend_trainer.copies.sender import Sender
 from mend_trainer.copies.server import SnapshotServer, listen
+from mend_trainer.copies.sheets import encode_sheet, size_of
 from mend_trainer.copies.shelf import ArenaShelf
+from mend_trainer.copies.source import PeerSource
 from mend_trainer.copies.tls import read_run_tls
 from run_secrets import run_pem
 from snapshots_made import RUN_UID, a_header, save_id
@@ -82,26 +83,23 @@ def speed(quick: bool) -> list[Row]:
 
 
 def _give(url: str, tls: Any, snapshot: Snapshot) -> None:
-    offer = offer_of(snapshot)
-    assert offer is not None
+    sheet = sheet_of(snapshot)
+    assert sheet is not None
     connection = Connection(url, tls, TOKEN)
-    connection.send(encode_offer(offer), pieces_of(snapshot.data), offer.bytes, before_answer=lambda: None)
+    connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet), before_answer=lambda: None)
     connection.close()
 
 
 def _fetch(url: str, tls: Any, snapshot: Snapshot, target: memoryview) -> None:
     """As a rank restores: block by block, a few at a time, each proven."""
     save, rank = snapshot.header.save_id, snapshot.header.rank
-    fetcher = Fetcher([Holder(save_id=save, rank=rank, worker=1, url=url)], tls, TOKEN)
-    digests = fetcher.offer(save, rank).digests
+    source = PeerSource([Holder(save_id=save, rank=rank, worker=1, url=url)], tls, TOKEN)
 
-    def fetch(numbered: tuple[int, tuple[int, int]]) -> None:
-        number, (start, end) = numbered
-        room = target[start:end]
-        fetcher.read_into(save, rank, start, room, lambda: digest_of(room) == digests[number])
+    def fetch(span: tuple[int, int]) -> None:
+        source.get_into(data_key(save, rank), target[span[0] : span[1]], span[0])
 
-    each(fetch, list(enumerate(spans(len(target), BLOCK_BYTES))), 4)
-    fetcher.close()
+    each(fetch, spans(len(target), BLOCK_BYTES), 4)
+    source.close()
 
 
 def _send_plainly(port: int, data: memoryview) -> None:

@@ -6,17 +6,21 @@ import contextlib
 import os
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 
+import msgspec
 import pytest
 
 from copies_worker import TOKEN, Worker, a_worker
 from mend.protocol import Holder
+from mend.store import NotFound
 from mend_trainer.checkpoint.arena import Arena, Snapshot
+from mend_trainer.checkpoint.sources import Sheet, data_key, sheet_key, sheet_of
 from mend_trainer.copies.client import Connection, Unreachable, pieces_of
-from mend_trainer.copies.fetcher import Fetcher, NobodyHolds
-from mend_trainer.copies.offers import encode_offer, offer_of
+from mend_trainer.copies.sheets import encode_sheet, size_of
+from mend_trainer.copies.source import PeerSource
 from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls
 from mend_trainer.copies.wire import Refused
 from run_secrets import run_pem
@@ -37,11 +41,11 @@ def own() -> Arena:
 
 def give(worker: Worker, snapshot: Snapshot, tls: RunTls) -> None:
     """Send a copy as it is."""
-    offer = offer_of(snapshot)
-    assert offer is not None
+    sheet = sheet_of(snapshot)
+    assert sheet is not None
     connection = Connection(worker.url, tls, TOKEN)
     try:
-        connection.send(encode_offer(offer), pieces_of(snapshot.data), offer.bytes, before_answer=lambda: None)
+        connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet), before_answer=lambda: None)
     finally:
         connection.close()
 
@@ -193,11 +197,11 @@ def test_a_transfer_that_breaks_off_leaves_nothing(tls: RunTls, own: Arena) -> N
             raise ConnectionAbortedError("killed")
 
         broken = a_snapshot(own, step=20)
-        offer = offer_of(broken)
-        assert offer is not None
+        sheet = sheet_of(broken)
+        assert sheet is not None
         with pytest.raises(Unreachable):
             Connection(worker.url, tls, TOKEN).send(
-                encode_offer(offer), dies(), offer.bytes, before_answer=lambda: None
+                encode_sheet(sheet), dies(), size_of(sheet), before_answer=lambda: None
             )
         assert [held.step for held in worker.shelf.held()] == [10]
         eventually_taken(worker, a_snapshot(own, step=30), tls)
@@ -219,8 +223,8 @@ def test_a_newer_attempt_takes_over_from_a_transfer_that_stalls(tls: RunTls, own
     """Two attempts at once: the older one's transfer is ended, and the newer one's copy is what is kept."""
     with a_worker() as worker:
         old = a_snapshot(own, attempt=1, step=50)
-        offer = offer_of(old)
-        assert offer is not None
+        sheet = sheet_of(old)
+        assert sheet is not None
         taken = False
 
         def stalls() -> Iterator[memoryview]:
@@ -234,7 +238,7 @@ def test_a_newer_attempt_takes_over_from_a_transfer_that_stalls(tls: RunTls, own
 
         with pytest.raises((Refused, Unreachable)):
             Connection(worker.url, tls, TOKEN).send(
-                encode_offer(offer), stalls(), offer.bytes, before_answer=lambda: None
+                encode_sheet(sheet), stalls(), size_of(sheet), before_answer=lambda: None
             )
         eventually_taken(worker, a_snapshot(own, attempt=2, step=21), tls)
         assert [(held.attempt, held.step) for held in worker.shelf.held()] == [(2, 21)]
@@ -267,41 +271,64 @@ def test_copies_of_more_ranks_than_there_is_room_for_are_refused(tls: RunTls, ow
 
 
 # ---------------------------------------------------------------- what is fetched
-def a_fetcher(tls: RunTls, *workers: str, rank: int = 0) -> Fetcher:
-    """Of a rank's snapshot of step 10, which these are said to hold."""
-    holders = [Holder(save_id=save_id(1, 10), rank=rank, worker=number, url=url) for number, url in enumerate(workers)]
-    return Fetcher(holders, tls, TOKEN)
+def a_source(tls: RunTls, *workers: str) -> PeerSource:
+    """Of rank 0's snapshot of step 10, which these are said to hold."""
+    return PeerSource(
+        [Holder(save_id=SAVE, rank=0, worker=number, url=url) for number, url in enumerate(workers)], tls, TOKEN
+    )
+
+
+SAVE = save_id(1, 10)
 
 
 def test_a_snapshot_is_fetched_by_ranges(tls: RunTls) -> None:
-    """Any range of a snapshot can be had, and its header says what it has to be."""
+    """Any range of a snapshot can be had, and its sheet says what the blocks have to be."""
     with a_worker() as worker:
         snapshot = a_snapshot(worker.own[0])
-        fetcher = a_fetcher(tls, worker.url)
-        assert fetcher.offer(save_id(1, 10), 0) == offer_of(snapshot)
+        source = a_source(tls, worker.url)
+        assert msgspec.json.decode(source.get(sheet_key(SAVE, 0)), type=Sheet) == sheet_of(snapshot)
         room = bytearray(60_000)
-        fetcher.read_into(save_id(1, 10), 0, 1024, memoryview(room), lambda: True)
-        fetcher.close()
+        source.get_into(data_key(SAVE, 0), memoryview(room), 1024)
+        source.close()
         assert room == snapshot.data[1024:61_024]
 
 
 def test_the_next_holder_is_asked_when_one_is_gone_or_lies(tls: RunTls) -> None:
-    """A holder that is gone, has nothing or gives wrong bytes is passed over; given up is what nobody has."""
+    """A holder that is gone, has nothing or gives wrong bytes is passed over; not found is what nobody has."""
     with a_worker() as gone:
         pass
     with a_worker() as empty, a_worker() as lying, a_worker() as honest:
         a_snapshot(lying.own[0]).raw(1)[100] ^= 4
         snapshot = a_snapshot(honest.own[0])
-        room = bytearray(70_000)
-
-        def is_right() -> bool:
-            return room == contents(snapshot)[1]
-
+        room = bytearray(len(snapshot.data))
         places = [gone.url, empty.url, lying.url, honest.url]
-        a_fetcher(tls, *places).read_into(save_id(1, 10), 0, 1024, memoryview(room), is_right)
-        assert is_right()
-        with pytest.raises(NobodyHolds, match="do not have their digests"):
-            a_fetcher(tls, *places[:3]).read_into(save_id(1, 10), 0, 1024, memoryview(room), is_right)
+        a_source(tls, *places).get_into(data_key(SAVE, 0), memoryview(room))
+        assert room == snapshot.data
+        with pytest.raises(NotFound, match=r"no snapshot at .*tensor-1: the bytes do not have their digest"):
+            a_source(tls, *places[:3]).get_into(data_key(SAVE, 0), memoryview(room))
+        with pytest.raises(NotFound, match="no worker is known to hold it"):
+            a_source(tls).get(sheet_key(SAVE, 0))
+
+
+def test_a_holder_that_stops_in_the_middle_is_passed_over(tls: RunTls) -> None:
+    """The rest of a range is had from another holder when one closes before its end."""
+    with a_worker() as closing, a_worker() as honest:
+        snapshots = [a_snapshot(worker.own[0], lengths=(64 << 20,)) for worker in (closing, honest)]
+        source = a_source(tls, closing.url, honest.url)
+        source.get(sheet_key(SAVE, 0))
+        room = bytearray(64 << 20)
+        first = snapshots[0].raw(0)[:1]
+        threading.Thread(target=lambda: closing.server.close() if _arrives(room, first) else None).start()
+        source.get_into(data_key(SAVE, 0), memoryview(room))
+        assert room == snapshots[1].data
+
+
+def _arrives(room: bytearray, first: memoryview) -> bool:
+    """Wait until the first byte is there, which is not zero."""
+    assert first[0]
+    while room[0] != first[0]:
+        pass
+    return True
 
 
 def test_a_range_that_is_none_is_refused(tls: RunTls) -> None:
@@ -314,7 +341,7 @@ def test_a_range_that_is_none_is_refused(tls: RunTls) -> None:
             )
         assert refused.value.status is HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         with pytest.raises(Refused, match="no snapshot at"):
-            Connection(worker.url, tls, TOKEN).header(save_id(1, 11), 0)
+            Connection(worker.url, tls, TOKEN).sheet(save_id(1, 11), 0)
 
 
 # ---------------------------------------------------------------- whatever else is said

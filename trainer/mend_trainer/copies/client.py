@@ -19,10 +19,10 @@ from mend_trainer.copies.wire import (
     BYTES_NAME,
     CONNECT_SECONDS,
     COPIES_PATH,
-    HEADER_BYTES,
     IDLE_SECONDS,
     LISTING_BYTES,
     PIECE_BYTES,
+    SHEET_BYTES,
     SILENCE_SECONDS,
     SNAPSHOTS_PATH,
     Refused,
@@ -60,10 +60,10 @@ class Connection:
             except msgspec.MsgspecError as error:
                 raise Unreachable(f"{self.url}: its listing: {error}") from error
 
-    def header(self, save_id: str, rank: int) -> bytes:
-        """What tells what a snapshot's bytes are, with the digest of each block."""
+    def sheet(self, save_id: str, rank: int) -> bytes:
+        """What has to be known of a snapshot, sealed."""
         with self._translated():
-            return self._get(snapshot_path(save_id, rank), HEADER_BYTES)
+            return self._get(snapshot_path(save_id, rank), SHEET_BYTES)
 
     def read_into(self, save_id: str, rank: int, start: int, room: memoryview) -> None:
         """The snapshot's bytes from `start` on, as many as there is room for."""
@@ -82,12 +82,10 @@ class Connection:
                     raise Unreachable(f"{self.url}: closed after {done} of {len(room)} bytes")
                 done += length
 
-    def send(
-        self, header: bytes, pieces: Iterator[memoryview], size: int, *, before_answer: Callable[[], None]
-    ) -> None:
+    def send(self, sheet: bytes, pieces: Iterator[memoryview], size: int, *, before_answer: Callable[[], None]) -> None:
         """Give it a copy; `pieces` make up its `size` bytes, and may take their time."""
         with self._translated():
-            self._expect(self._ask("POST", COPIES_PATH, {}, header), HTTPStatus.ACCEPTED).read()
+            self._expect(self._ask("POST", COPIES_PATH, {}, sheet), HTTPStatus.ACCEPTED).read()
             self._put(pieces, size)
             before_answer()
             self._expect(self._http.getresponse(), HTTPStatus.CREATED).read()

@@ -15,8 +15,9 @@ from http import HTTPStatus
 from typing import Final
 
 from mend_trainer.checkpoint.arena import Snapshot
+from mend_trainer.checkpoint.sources import sheet_of
 from mend_trainer.copies.client import Connection, Unreachable, pieces_of
-from mend_trainer.copies.offers import encode_offer, offer_of
+from mend_trainer.copies.sheets import encode_sheet, size_of
 from mend_trainer.copies.throttle import Throttle
 from mend_trainer.copies.tls import RunTls
 from mend_trainer.copies.wire import Refused
@@ -119,13 +120,13 @@ class Sender:
                 self._news.wait_for(lambda: self._closed or self._buddy != buddy, pause * random.uniform(0.5, 1.0))
 
     def _send(self, buddy: str, throttle: Throttle, snapshot: Snapshot) -> None:
-        offer = offer_of(snapshot)
-        if offer is None:
+        sheet = sheet_of(snapshot)
+        if sheet is None:
             raise _GivenUp("it is overwritten")
         connection = Connection(buddy, self._tls, self._token)
         try:
             pieces = self._paced(buddy, throttle, snapshot)
-            connection.send(encode_offer(offer), pieces, offer.bytes, before_answer=self._check(buddy, snapshot))
+            connection.send(encode_sheet(sheet), pieces, size_of(sheet), before_answer=self._check(buddy, snapshot))
         finally:
             connection.close()
 

@@ -27,9 +27,9 @@ from mend_trainer.copies.tls import RunTls, WrongPeer
 from mend_trainer.copies.wire import (
     BYTES_NAME,
     COPIES_PATH,
-    HEADER_BYTES,
     PIECE_BYTES,
     RANGE_BYTES,
+    SHEET_BYTES,
     SILENCE_SECONDS,
     SNAPSHOTS_PATH,
     Refused,
@@ -48,8 +48,8 @@ class Kept(Protocol):
     """A snapshot that lies whole in memory."""
 
     @property
-    def header(self) -> bytes:
-        """What tells what the bytes are, with the digest of each block."""
+    def sheet(self) -> bytes:
+        """What has to be known of it, sealed."""
 
     @property
     def data(self) -> memoryview:
@@ -89,8 +89,8 @@ class Shelf(Protocol):
     def find(self, save_id: str, rank: int) -> Kept | None:
         """The snapshot of that rank of that save."""
 
-    def take(self, header: bytes) -> Incoming:
-        """Room for the copy that this header offers; raises `Refused`."""
+    def take(self, sheet: bytes) -> Incoming:
+        """Room for the copy that this sheet offers; raises `Refused`."""
 
 
 class SnapshotServer(ThreadingMixIn, TCPServer):
@@ -190,7 +190,7 @@ class _Conversation(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------ the requests
     def do_GET(self) -> None:
-        """A listing, a header or a range of bytes."""
+        """A listing, a sheet or a range of bytes."""
         self._answering(self._get)
 
     def do_POST(self) -> None:
@@ -227,7 +227,7 @@ class _Conversation(BaseHTTPRequestHandler):
         if match[3]:
             self._send_range(kept)
         else:
-            self._answer(HTTPStatus.OK, kept.header)
+            self._answer(HTTPStatus.OK, kept.sheet)
 
     def _send_range(self, kept: Kept) -> None:
         size = len(kept.data)
@@ -249,14 +249,14 @@ class _Conversation(BaseHTTPRequestHandler):
         if self.path != COPIES_PATH:
             raise Refused(f"offers go to {COPIES_PATH}", HTTPStatus.NOT_FOUND)
         self._drop()
-        header = self._read(self._length(HEADER_BYTES))
-        self._incoming = self.server.shelf.take(header)
+        sheet = self._read(self._length(SHEET_BYTES))
+        self._incoming = self.server.shelf.take(sheet)
         self._answer(HTTPStatus.ACCEPTED, b"")
 
     def _put(self) -> None:
         incoming = self._incoming
         if self.path != COPIES_PATH or incoming is None:
-            raise Refused(f"POST the header to {COPIES_PATH} on this connection first")
+            raise Refused(f"POST the sheet to {COPIES_PATH} on this connection first")
         if self._length(incoming.bytes) != incoming.bytes:
             raise Refused(f"{incoming.bytes} bytes were offered", HTTPStatus.BAD_REQUEST)
         done = 0
@@ -287,7 +287,7 @@ class _Conversation(BaseHTTPRequestHandler):
     def _read(self, length: int) -> bytes:
         found = self.rfile.read(length)
         if len(found) < length:
-            raise ConnectionResetError("closed in the middle of a header")
+            raise ConnectionResetError("closed in the middle of a sheet")
         return found
 
     def _answer(self, status: HTTPStatus, body: bytes) -> None:

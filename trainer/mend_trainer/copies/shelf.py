@@ -11,8 +11,9 @@ from http import HTTPStatus
 from mend.protocol import Held
 from mend_trainer.checkpoint.arena import Arena, Draft, Snapshot
 from mend_trainer.checkpoint.layout import starts
+from mend_trainer.checkpoint.sources import Sheet, sheet_of
 from mend_trainer.checkpoint.writer import digest_of
-from mend_trainer.copies.offers import Offer, decode_offer, encode_offer, offer_of
+from mend_trainer.copies.sheets import decode_sheet, encode_sheet, size_of
 from mend_trainer.copies.wire import Refused
 
 log = logging.getLogger(__name__)
@@ -50,29 +51,29 @@ class ArenaShelf:
 
     def find(self, save_id: str, rank: int) -> KeptSnapshot | None:
         """The snapshot of that rank of that save, its own rank's or a copy."""
-        for snapshot, offer in self._found():
+        for snapshot, sheet in self._found():
             if (snapshot.header.save_id, snapshot.header.rank) == (save_id, rank):
-                return KeptSnapshot(snapshot, offer)
+                return KeptSnapshot(snapshot, sheet)
         return None
 
-    def _found(self) -> Iterator[tuple[Snapshot, Offer]]:
+    def _found(self) -> Iterator[tuple[Snapshot, Sheet]]:
         for arena in (*self.own, *self._copies):
             for snapshot in arena.snapshots():
-                if offer := offer_of(snapshot):
-                    yield snapshot, offer
+                if sheet := sheet_of(snapshot):
+                    yield snapshot, sheet
 
     # ------------------------------------------------------------ what is coming
     def take(self, header: bytes) -> ComingCopy:
         """Room for the copy that this header offers; raises `Refused` where a newer one is kept, or none fits."""
-        offer = decode_offer(header)
+        sheet = decode_sheet(header)
         with self._lock:
-            self._check_run(offer)
-            arena = self._arena_for(offer)
-            self._check_age(offer, arena)
-            self._check_room(offer, arena)
-            draft = arena.begin(offer.header.blocks)
+            self._check_run(sheet)
+            arena = self._arena_for(sheet)
+            self._check_age(sheet, arena)
+            self._check_room(sheet, arena)
+            draft = arena.begin(sheet.header.blocks)
             assert draft is not None, "copies are owed to nobody"
-            coming = self._coming[arena] = ComingCopy(self, arena, draft, offer)
+            coming = self._coming[arena] = ComingCopy(self, arena, draft, sheet)
         return coming
 
     def let_go(self, coming: ComingCopy) -> None:
@@ -81,43 +82,43 @@ class ArenaShelf:
             if self._coming.get(coming.arena) is coming:
                 del self._coming[coming.arena]
 
-    def _check_run(self, offer: Offer) -> None:
-        if offer.header.origin.run_uid != self.run_uid:
-            raise Refused(f"a snapshot of run {offer.header.origin.run_uid!r}; this is a worker of {self.run_uid!r}")
+    def _check_run(self, sheet: Sheet) -> None:
+        if self.run_uid and sheet.header.origin.run_uid != self.run_uid:
+            raise Refused(f"a snapshot of run {sheet.header.origin.run_uid!r}; this is a worker of {self.run_uid!r}")
 
-    def _arena_for(self, offer: Offer) -> Arena:
+    def _arena_for(self, sheet: Sheet) -> Arena:
         """That of the rank; else an empty one, else that of a rank which the newer attempt does not have here."""
         ranks = {arena: self._rank_in(arena) for arena in self._copies}
-        mine = [arena for arena in self._copies if ranks[arena] == offer.header.rank]
+        mine = [arena for arena in self._copies if ranks[arena] == sheet.header.rank]
         empty = [arena for arena in self._copies if ranks[arena] is None]
-        old = [arena for arena in self._copies if self._newest(arena) < (offer.header.origin.attempt, -1)]
+        old = [arena for arena in self._copies if self._newest(arena) < (sheet.header.origin.attempt, -1)]
         for arena in (*mine, *empty, *sorted(old, key=self._newest)):
             return arena
         raise Refused(
             f"room for copies of {len(self._copies)} ranks, and all is taken", HTTPStatus.INSUFFICIENT_STORAGE
         )
 
-    def _check_age(self, offer: Offer, arena: Arena) -> None:
-        age = _age(offer)
-        if any(snapshot.header.save_id == offer.header.save_id for snapshot in arena.snapshots()):
+    def _check_age(self, sheet: Sheet, arena: Arena) -> None:
+        age = _age(sheet)
+        if any(snapshot.header.save_id == sheet.header.save_id for snapshot in arena.snapshots()):
             raise Refused("it is kept already", HTTPStatus.ALREADY_REPORTED)
         if (newest := self._newest(arena)) >= age:
             raise Refused(f"attempt {age[0]} step {age[1]}: attempt {newest[0]} step {newest[1]} is kept already")
         coming = self._coming.get(arena)
         if coming is not None:
-            if _age(coming.offer) < age:
+            if _age(coming.sheet) < age:
                 coming.cancel()
             raise Refused("another transfer of this rank is under way; ask again", HTTPStatus.SERVICE_UNAVAILABLE)
 
-    def _check_room(self, offer: Offer, arena: Arena) -> None:
-        more = 2 * offer.bytes - os.fstat(arena.descriptor).st_blocks * 512
+    def _check_room(self, sheet: Sheet, arena: Arena) -> None:
+        more = 2 * size_of(sheet) - os.fstat(arena.descriptor).st_blocks * 512
         if more > 0 and (problem := self._room_for(more)):
-            log.warning("a copy of rank %d is refused: %s", offer.header.rank, problem)
+            log.warning("a copy of rank %d is refused: %s", sheet.header.rank, problem)
             raise Refused(problem, HTTPStatus.INSUFFICIENT_STORAGE)
 
     def _rank_in(self, arena: Arena) -> int | None:
         if arena in self._coming:
-            return self._coming[arena].offer.header.rank
+            return self._coming[arena].sheet.header.rank
         snapshots = arena.snapshots()
         return snapshots[-1].header.rank if snapshots else None
 
@@ -130,14 +131,14 @@ class ArenaShelf:
 class KeptSnapshot:
     """A snapshot as the server sends it."""
 
-    def __init__(self, snapshot: Snapshot, offer: Offer) -> None:
-        self._snapshot, self._offer = snapshot, offer
+    def __init__(self, snapshot: Snapshot, sheet: Sheet) -> None:
+        self._snapshot, self._sheet = snapshot, sheet
         self.data = snapshot.data
 
     @property
-    def header(self) -> bytes:
+    def sheet(self) -> bytes:
         """As it goes over the wire."""
-        return encode_offer(self._offer)
+        return encode_sheet(self._sheet)
 
     def is_whole(self) -> bool:
         """Whether nobody has begun to overwrite it."""
@@ -147,12 +148,12 @@ class KeptSnapshot:
 class ComingCopy:
     """A copy on its way into its slot, which is torn until all is there and proven."""
 
-    def __init__(self, shelf: ArenaShelf, arena: Arena, draft: Draft, offer: Offer) -> None:
-        self.arena, self.offer = arena, offer
-        self.bytes = offer.bytes
+    def __init__(self, shelf: ArenaShelf, arena: Arena, draft: Draft, sheet: Sheet) -> None:
+        self.arena, self.sheet = arena, sheet
+        self.bytes = size_of(sheet)
         self.room = draft.data
         self._shelf, self._draft = shelf, draft
-        self._starts = starts(offer.header.blocks)
+        self._starts = starts(sheet.header.blocks)
         self._came = 0
         self._proven = 0  # blocks
         self._cancelled = False
@@ -166,9 +167,9 @@ class ComingCopy:
         if self._cancelled:
             raise Refused("a newer snapshot is offered")
         self._came += length
-        blocks = self.offer.header.blocks
+        blocks = self.sheet.header.blocks
         while self._proven < len(blocks) and self._end(self._proven) <= self._came:
-            if digest_of(self._draft.raw(self._proven)) != self.offer.digests[self._proven]:
+            if digest_of(self._draft.raw(self._proven)) != self.sheet.digests[self._proven]:
                 name = blocks[self._proven].name[:80]
                 raise Refused(f"{name}: the bytes do not have their digest", HTTPStatus.UNPROCESSABLE_ENTITY)
             self._proven += 1
@@ -176,8 +177,8 @@ class ComingCopy:
     def publish(self) -> None:
         """From now on it is held."""
         self.came(0)
-        assert self._proven == len(self.offer.header.blocks)
-        self._draft.publish(self.offer.header, owed=False).add_digests(self.offer.digests)
+        assert self._proven == len(self.sheet.header.blocks)
+        self._draft.publish(self.sheet.header, owed=False).add_digests(self.sheet.digests)
         self._shelf.let_go(self)
 
     def drop(self) -> None:
@@ -185,11 +186,11 @@ class ComingCopy:
         self._shelf.let_go(self)
 
     def _end(self, index: int) -> int:
-        return self._starts[index] + self.offer.header.blocks[index].bytes
+        return self._starts[index] + self.sheet.header.blocks[index].bytes
 
 
-def _age(offer: Offer) -> tuple[int, int]:
-    return offer.header.origin.attempt, offer.header.origin.step
+def _age(sheet: Sheet) -> tuple[int, int]:
+    return sheet.header.origin.attempt, sheet.header.origin.step
 
 
 def _held(snapshots: Sequence[Snapshot]) -> Held:

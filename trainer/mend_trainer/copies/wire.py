@@ -1,9 +1,9 @@
 """What savers say to each other over HTTPS, and how much of it at most.
 
     GET  /v1/snapshots                      `Held` of all that lies whole here, as a JSON array
-    GET  /v1/snapshots/SAVE-ID/RANK         the snapshot's header, with the digests of its blocks; 404
+    GET  /v1/snapshots/SAVE-ID/RANK         its sheet: header and digests, sealed; 404
     GET  /v1/snapshots/SAVE-ID/RANK/bytes   with `Range: bytes=FIRST-LAST`: 206, raw; 404; 410 once it is overwritten
-    POST /v1/copies                         offers a header: 202, send the bytes; 208, it is here already;
+    POST /v1/copies                         offers a sheet: 202, send the bytes; 208, it is here already;
                                             409, 422 or 507, why not; 503, ask again
     PUT  /v1/copies                         the bytes of what was offered on this connection: 201; 422 and what is wrong
 
@@ -19,7 +19,7 @@ SNAPSHOTS_PATH: Final = "/v1/snapshots"
 COPIES_PATH: Final = "/v1/copies"
 BYTES_NAME: Final = "bytes"
 
-HEADER_BYTES: Final = 32 << 20  # a header names each tensor; this is some hundred thousand of them
+SHEET_BYTES: Final = 32 << 20  # a sheet names each tensor; this is some hundred thousand of them
 LISTING_BYTES: Final = 4 << 20
 RANGE_BYTES: Final = 1 << 30
 PIECE_BYTES: Final = 256 << 10  # what is sent, and waited for, at a time

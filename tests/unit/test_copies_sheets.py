@@ -1,4 +1,4 @@
-"""Headers of copies as they come from the network: what is no snapshot is refused in words, whatever it is."""
+"""Sheets of copies as they come from the network: what is no snapshot is refused in words, whatever it is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mend_trainer.checkpoint.arena import Arena
-from mend_trainer.copies.offers import decode_offer, encode_offer, offer_of
+from mend_trainer.checkpoint.sources import sheet_of
+from mend_trainer.copies.sheets import decode_sheet, encode_sheet, size_of
 from mend_trainer.copies.wire import Refused
 from snapshots_made import a_snapshot
 
-_OFFER = offer_of(a_snapshot(Arena.create("one")))
-assert _OFFER is not None
-GOOD = encode_offer(_OFFER)
+_SHEET = sheet_of(a_snapshot(Arena.create("one")))
+assert _SHEET is not None
+GOOD = encode_sheet(_SHEET)
 PLAIN = json.loads(GOOD[32:])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -27,12 +28,12 @@ JSON = st.recursive(
 
 
 def sealed(said: bytes) -> bytes:
-    """With the digest that a header begins with."""
+    """With the digest that a sheet begins with."""
     return xxhash.xxh3_128_hexdigest(said).encode() + said
 
 
 def changed(path: tuple[str | int, ...], value: Any) -> bytes:
-    """The good header with another value in one place."""
+    """The good sheet with another value in one place."""
     plain = json.loads(json.dumps(PLAIN))
     at = plain
     for key in path[:-1]:
@@ -52,38 +53,38 @@ def paths(value: Any, before: tuple[str | int, ...] = ()) -> list[tuple[str | in
     return found + [path for key, inner in pairs for path in paths(inner, (*before, key))]
 
 
-def test_a_header_comes_back_as_it_went() -> None:
+def test_a_sheet_comes_back_as_it_went() -> None:
     """What is decoded is what was encoded."""
-    assert decode_offer(GOOD) == _OFFER
+    assert decode_sheet(GOOD) == _SHEET
 
 
 @given(st.integers(0, len(GOOD) * 8 - 1))
 def test_a_flipped_bit_is_noticed(bit: int) -> None:
-    """One bit of a header that flips in somebody's memory condemns it."""
+    """One bit of a sheet that flips in somebody's memory condemns it."""
     raw = bytearray(GOOD)
     raw[bit // 8] ^= 1 << bit % 8
     with pytest.raises(Refused, match="does not have the digest"):
-        decode_offer(bytes(raw))
+        decode_sheet(bytes(raw))
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_header_are_refused(said: bytes) -> None:
-    """Whatever has a digest and is no JSON of a header is refused."""
-    with pytest.raises(Refused, match="no header of a snapshot"):
-        decode_offer(sealed(said))
+def test_bytes_that_are_no_sheet_are_refused(said: bytes) -> None:
+    """Whatever has a digest and is no JSON of a sheet is refused."""
+    with pytest.raises(Refused, match="no sheet of a snapshot"):
+        decode_sheet(sealed(said))
 
 
 @settings(max_examples=300)
 @given(st.sampled_from(paths(PLAIN)), JSON)
-def test_a_header_with_anything_anywhere_is_refused_or_sound(path: tuple[str | int, ...], value: Any) -> None:
+def test_a_sheet_with_anything_anywhere_is_refused_or_sound(path: tuple[str | int, ...], value: Any) -> None:
     """Any value in any place either makes a snapshot within all bounds, or is refused; nothing else is raised."""
     try:
-        offer = decode_offer(changed(path, value))
+        sheet = decode_sheet(changed(path, value))
     except Refused:
         return
-    assert 0 <= offer.bytes < 1 << 40
-    assert len(offer.digests) == len(offer.header.blocks)
-    assert 0 <= offer.header.rank < offer.header.world_size
+    assert 0 <= size_of(sheet) < 1 << 40
+    assert len(sheet.digests) == len(sheet.header.blocks)
+    assert 0 <= sheet.header.rank < sheet.header.world_size
 
 
 @pytest.mark.parametrize(
@@ -109,14 +110,14 @@ def test_a_header_with_anything_anywhere_is_refused_or_sound(path: tuple[str | i
 def test_what_cannot_be_is_named(path: tuple[str | int, ...], value: Any, problem: str) -> None:
     """A refusal says what is wrong."""
     with pytest.raises(Refused, match=problem):
-        decode_offer(changed(path, value))
+        decode_sheet(changed(path, value))
 
 
-def test_a_header_that_is_nested_beyond_reason_is_refused() -> None:
+def test_a_sheet_that_is_nested_beyond_reason_is_refused() -> None:
     """Deep nesting ends in a refusal, not in the end of the thread."""
     said = json.dumps(PLAIN).replace('"none": null', '"none": ' + "[" * 100_000 + "]" * 100_000)
-    with pytest.raises(Refused, match="no header of a snapshot"):
-        decode_offer(sealed(said.encode()))
+    with pytest.raises(Refused, match="no sheet of a snapshot"):
+        decode_sheet(sealed(said.encode()))
 
 
 def test_many_dimensions_cost_nothing() -> None:
@@ -125,4 +126,4 @@ def test_many_dimensions_cost_nothing() -> None:
     long = [1 << 39] * 1_000_000
     plain["header"]["blocks"][0] |= {"sizes": long, "shape": long, "offsets": long}
     with pytest.raises(Refused, match="too long"):
-        decode_offer(sealed(json.dumps(plain).encode()))
+        decode_sheet(sealed(json.dumps(plain).encode()))
