@@ -1,7 +1,7 @@
 """The shared memory of an arena as its owner sees it: where everything lies, and the words that say what is whole.
 
 An arena is a memfd that is sparse and never changes its length, so no reader meets the end of it: a page of words, then
-two slots, each with a span of addresses of its own for header, digests, outcome and data. What is not used costs nothing.
+two slots, each with a span of addresses of its own for header, digests, outcome and data. What is unused costs nothing.
 
 Words are aligned, 8 bytes, and each has one writer, as in a progress page (see `progress`). A slot's *sequence* is odd
 while its rank writes and even once what it holds is whole; it grows by two with each snapshot of the arena, so that the

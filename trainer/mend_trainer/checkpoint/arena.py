@@ -53,8 +53,14 @@ class Header(Message, frozen=True, kw_only=True):
     uri: str  # the store that it is for; "": it stays in memory
     endpoint: str | None = None
     verify: bool = False
+    may_repeat: bool = False  # the weights may be as in the save before
     save_seconds: float = 900.0  # how long its save may take
     stall_seconds: float = 0.0  # of the copy
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Where in the snapshot's data each block begins."""
+        return starts(self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +85,7 @@ class Snapshot:
     @cached_property
     def starts(self) -> Sequence[int]:
         """Where in `data` each block begins."""
-        return starts(self.header.blocks)
+        return self.header.starts
 
     @cached_property
     def data(self) -> memoryview:

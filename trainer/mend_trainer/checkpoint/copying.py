@@ -36,7 +36,7 @@ def copy_in(rooms: Sequence[Room], tensors: Mapping[str, torch.Tensor]) -> None:
         tensor = tensors[room.name]
         if tensor.shape != room.typed.shape:  # copy_ would broadcast
             raise ValueError(f"{room.name}: {tuple(tensor.shape)} where {tuple(room.typed.shape)} was planned")
-        if _is_plain_memory(tensor):
+        if is_plain_memory(tensor):
             moves.append((room.address, tensor.data_ptr(), room.bytes))
         else:
             on_gpu |= tensor.is_cuda
@@ -65,10 +65,15 @@ def batches(moves: Iterable[_Move]) -> Iterator[list[_Move]]:
         yield run
 
 
+def address_of(memory: memoryview) -> int:
+    """Where these bytes, at least one, lie."""
+    return torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
+
+
 def pin(memory: memoryview) -> bool:
     """Let the GPU copy into this memory by itself; where CUDA refuses, copies go by way of its own buffers."""
-    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr()
-    code = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, 0))
+    address = address_of(memory)
+    code = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, 0))  # type: ignore[no-untyped-call]
     if code:
         _log.warning("CUDA cannot pin the arena (error %d): saves copy at about half the speed", code)
     return not code
@@ -79,6 +84,6 @@ def _copy(moves: Sequence[_Move]) -> None:
         ctypes.memmove(target, source, length)  # without the GIL
 
 
-def _is_plain_memory(tensor: torch.Tensor) -> bool:
+def is_plain_memory(tensor: torch.Tensor) -> bool:
     """Whether its bytes, as they lie, are its values in order."""
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()

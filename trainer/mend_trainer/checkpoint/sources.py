@@ -9,7 +9,7 @@ from mend_trainer.checkpoint.arena import Header, Snapshot
 
 
 class Source(Protocol):
-    """Objects by key. Every method may raise a `mend.store.StoreError`; `NotFound` says that it is not (or no more) there.
+    """Objects by key. Every method may raise a `mend.store.StoreError`; of these `NotFound` says that it is not there.
 
     A `mend.store.Store` is one. The memory of a worker is another: its keys are `sheet_key` and `data_key`.
     """
@@ -37,7 +37,12 @@ def sheet_key(save_id: str, rank: int) -> str:
 
 def data_key(save_id: str, rank: int) -> str:
     """Of a snapshot's `data`: its blocks, each at its start."""
-    return f"{save_id}/{rank:06d}.data"
+    return f"{save_id}/{data_name(rank)}"
+
+
+def data_name(rank: int) -> str:
+    """The last part of the `data_key`."""
+    return f"{rank:06d}.data"
 
 
 def sheet_of(snapshot: Snapshot) -> Sheet | None:
