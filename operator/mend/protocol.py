@@ -69,6 +69,7 @@ ENV_STACKS: Final = "MEND_STACKS"  # path that faulthandler writes to on SIGUSR1
 ENV_ORDERS_FD: Final = "MEND_ORDERS_FD"  # pipe of `Rejoin` lines from the agent
 ENV_FOOTING: Final = "MEND_FOOTING"  # path of what the rank keeps of the steps it completed last
 ENV_ARENA: Final = "MEND_ARENA"  # path of the rank's shared memory for snapshots
+ENV_SNAPSHOT_TOKEN: Final = "MEND_SNAPSHOT_TOKEN"  # made of the run's token; opens snapshots and gives no orders
 ENV_ARENAS: Final = "MEND_ARENAS"  # paths of all arenas of this worker, by commas: where to look when restoring
 
 

@@ -33,10 +33,11 @@ class ArenaShelf:
         *,
         run_uid: str = "",
         room_for: Callable[[int], str] = lambda size: "",
+        on_copy: Callable[[], object] = lambda: None,
     ) -> None:
         self.own, self._copies = tuple(own), tuple(copies)
         self.run_uid = run_uid
-        self._room_for = room_for
+        self._room_for, self.on_copy = room_for, on_copy
         self._lock = threading.Lock()
         self._coming: dict[Arena, ComingCopy] = {}
 
@@ -180,6 +181,7 @@ class ComingCopy:
         assert self._proven == len(self.sheet.header.blocks)
         self._draft.publish(self.sheet.header, owed=False).add_digests(self.sheet.digests)
         self._shelf.let_go(self)
+        self._shelf.on_copy()
 
     def drop(self) -> None:
         """It broke off: the slot stays torn, and the next copy goes there."""
