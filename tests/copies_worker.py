@@ -18,14 +18,20 @@ TOKEN = snapshot_token("token-of-the-run")
 class Worker:
     """The memory of one worker and its server."""
 
-    def __init__(self, own: int = 2, copies: int = 2, room_for: Callable[[int], str] = lambda size: "") -> None:
+    def __init__(
+        self,
+        own: int = 2,
+        copies: int = 2,
+        room_for: Callable[[int], str] = lambda size: "",
+        connections: int = 1024,
+    ) -> None:
         self.own = [Arena.create(f"own-{number}") for number in range(own)]
         self.copies = [Arena.create(f"copies-{number}") for number in range(copies)]
         self.shelf = ArenaShelf(self.own, self.copies, run_uid=RUN_UID, room_for=room_for)
         listener = listen("127.0.0.1")
         self.port = listener.getsockname()[1]
         self.url = f"https://127.0.0.1:{self.port}"
-        self.server = SnapshotServer(listener, read_run_tls(run_pem()), TOKEN, self.shelf)
+        self.server = SnapshotServer(listener, read_run_tls(run_pem()), TOKEN, self.shelf, connections)
 
     def copy_of(self, rank: int) -> Snapshot:
         """The newest copy of that rank's snapshots."""

@@ -389,8 +389,8 @@ def test_nonsense_ends_its_own_connection_only(tls: RunTls, said: str) -> None:
 
 def test_more_connections_than_a_worker_needs_are_refused(tls: RunTls) -> None:
     """Threads are bounded: who comes beyond that is sent away, and served once others have left."""
-    with a_worker() as worker, contextlib.ExitStack() as crowd:
-        for _ in range(64):
+    with a_worker(connections=8) as worker, contextlib.ExitStack() as crowd:
+        for _ in range(8):
             crowd.enter_context(socket.create_connection(("127.0.0.1", worker.port)))
         with pytest.raises(Unreachable):
             Connection(worker.url, tls, TOKEN).listing()

@@ -45,6 +45,7 @@ from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
 from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
+from mend_trainer.copies.source import connect
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
 from mend_trainer.progress import ProgressPage
@@ -216,6 +217,7 @@ class Session(Generic[B]):
                 config_digest=self._config_digest,
                 store=before.store if before is not None else None,
                 arena=before.arena if before is not None else None,
+                connect=connect,
                 may_repeat=self._weights_may_stand_still,
             )
 

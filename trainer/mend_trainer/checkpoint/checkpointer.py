@@ -73,7 +73,7 @@ class Checkpointer:
     ) -> None:
         """`may_repeat`: the weights may be as in the save before; else such a save is refused.
 
-        `connect` reaches the saver of another worker, `saver` the rank's own if it is a special one.
+        `connect` reaches the savers of other workers, `saver` the rank's own if it is a special one.
         """
         self._plan = plan
         self._run = run
@@ -186,7 +186,8 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        memory = Memory.of_this_worker(self.arena, holders, self._connect)
+        others = self._connect(holders) if self._connect and holders else None
+        memory = Memory.of_this_worker(self.arena, holders, others)
         restored = restore(self.agreeing, self.store, memory, candidates, state, self._report, self._mark)
         if restored is not None:
             self.lineage = restored.lineage

@@ -37,6 +37,11 @@ _decode_listing = msgspec.json.Decoder(tuple[Held, ...]).decode
 class Unreachable(ConnectionError):
     """No answer, or none that can be understood: nothing is known about what lies there."""
 
+    @property
+    def was_silent(self) -> bool:
+        """Whether nothing was heard at all, for as long as one waits."""
+        return isinstance(self.__cause__, TimeoutError)
+
 
 class Connection:
     """Requests to the saver at `url`, one after the other. Each raises `Unreachable` or `Refused`."""

@@ -38,7 +38,7 @@ from mend_trainer.copies.wire import (
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS: Final = 64  # the ranks of one worker fetch with a few each, and one buddy sends
+_CONNECTIONS: Final = 1024  # when a run restores, all its ranks fetch from here, with a few each
 _RANGE: Final = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 _SNAPSHOT: Final = re.compile(rf"{SNAPSHOTS_PATH}/([0-9a-f]{{1,32}})/(\d{{1,9}})(?:/({BYTES_NAME}))?", re.ASCII)
 _LENGTH: Final = re.compile(r"\d{1,18}", re.ASCII)
@@ -102,7 +102,9 @@ class SnapshotServer(ThreadingMixIn, TCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, tls: RunTls, token: str, shelf: Shelf) -> None:
+    def __init__(
+        self, listener: socket.socket, tls: RunTls, token: str, shelf: Shelf, connections: int = _CONNECTIONS
+    ) -> None:
         super().__init__(listener.getsockname(), _Conversation, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
@@ -110,7 +112,7 @@ class SnapshotServer(ThreadingMixIn, TCPServer):
         self.expected = authorization(token).encode()
         self.shelf = shelf
         self.connections: set[socket.socket] = set()
-        self._room = threading.BoundedSemaphore(_CONNECTIONS)
+        self._room = threading.BoundedSemaphore(connections)
         threading.Thread(target=self.serve_forever, args=(0.1,), name="mend-serve", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -118,7 +120,7 @@ class SnapshotServer(ThreadingMixIn, TCPServer):
         if self._room.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
-            log.warning("%s: refused, %d connections are open", client_address[0], _CONNECTIONS)
+            log.warning("%s: refused, %d connections are open", client_address[0], len(self.connections))
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

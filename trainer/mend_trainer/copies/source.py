@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -17,6 +18,7 @@ from mend_trainer.checkpoint.layout import starts
 from mend_trainer.checkpoint.sources import Sheet
 from mend_trainer.checkpoint.writer import digest_of
 from mend_trainer.copies.client import Connection, Unreachable
+from mend_trainer.copies.credentials import read_credentials
 from mend_trainer.copies.sheets import decode_sheet
 from mend_trainer.copies.tls import RunTls
 from mend_trainer.copies.wire import Refused
@@ -24,9 +26,16 @@ from mend_trainer.copies.wire import Refused
 log = logging.getLogger(__name__)
 
 _CONNECTIONS: Final = 8  # kept open to each holder
+_PAUSES: Final = (0.0, 0.1, 0.5)  # before each round of asking; a saver that died is back, or busy, that soon
 _KEY: Final = re.compile(r"([0-9a-f]+)/(\d+)\.(?:sheet|data)", re.ASCII)
 
 Result = TypeVar("Result")
+
+
+def connect(holders: Sequence[Holder]) -> PeerSource | None:
+    """With what the environment holds; None if this process was not given what it needs."""
+    credentials = read_credentials()
+    return PeerSource(holders, credentials.tls, credentials.token) if credentials else None
 
 
 class PeerSource:
@@ -81,15 +90,22 @@ class PeerSource:
         return self._sheets[place]
 
     def _first(self, key: str, ask: Callable[[Connection], Result]) -> Result:
-        problems: list[str] = []
-        for url in dict.fromkeys(each.url for each in self._holders if (each.save_id, each.rank) == _parse(key)):
-            try:
-                with self._connection(url) as connection:
-                    return ask(connection)
-            except (Refused, Unreachable) as error:
-                log.warning("%s: %s", key, error)
-                problems.append(str(error))
-        raise NotFound(key, "; ".join(problems) or "no worker is known to hold it")
+        urls = dict.fromkeys(each.url for each in self._holders if (each.save_id, each.rank) == _parse(key))
+        problems: dict[str, str] = {}
+        for pause in _PAUSES:
+            if not urls:
+                break
+            time.sleep(pause)
+            for url in list(urls):
+                try:
+                    with self._connection(url) as connection:
+                        return ask(connection)
+                except (Refused, Unreachable) as error:
+                    log.warning("%s: %s", key, error)
+                    problems[url] = str(error)
+                    if not isinstance(error, Unreachable) or error.was_silent:
+                        del urls[url]  # it would say, or not say, the same again
+        raise NotFound(key, "; ".join(problems.values()) or "no worker is known to hold it")
 
     @contextmanager
     def _connection(self, url: str) -> Iterator[Connection]:

@@ -24,7 +24,7 @@ LISTING_BYTES: Final = 4 << 20
 RANGE_BYTES: Final = 1 << 30
 PIECE_BYTES: Final = 256 << 10  # what is sent, and waited for, at a time
 
-CONNECT_SECONDS: Final = 2.0
+CONNECT_SECONDS: Final = 5.0
 IDLE_SECONDS: Final = 2.0  # a connection that was not used for so long is not used again
 SILENCE_SECONDS: Final = 5.0  # without a byte coming or going, the other end is taken for gone
 
