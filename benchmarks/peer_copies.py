@@ -86,7 +86,7 @@ def _give(url: str, tls: Any, snapshot: Snapshot) -> None:
     sheet = sheet_of(snapshot)
     assert sheet is not None
     connection = Connection(url, tls, TOKEN)
-    connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet), before_answer=lambda: None)
+    connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet))
     connection.close()
 
 

@@ -121,6 +121,28 @@ async def test_a_refused_copy_holds_up_no_other(sender: Sender, own: Arena) -> N
         await eventually(lambda: steps(worker) == [20], "the next is taken")
 
 
+async def test_whoever_waits_for_the_copy_is_told(sender: Sender, own: Arena) -> None:
+    """A snapshot is being copied until the buddy has it; then the rank may take another for memory alone."""
+    with a_worker() as worker:
+        sender.follow(worker.url, MIB)
+        sender.offer(a_snapshot(own, step=10, lengths=(MIB,)))
+        await eventually(lambda: sender.sent_bytes, "it is under way")
+        assert own.words.is_being_copied
+        await eventually(lambda: not own.words.is_being_copied, "it has arrived")
+        assert steps(worker) == [10]
+
+
+async def test_nobody_waits_for_a_buddy_that_is_away(sender: Sender, own: Arena) -> None:
+    """Once a buddy does not answer, snapshots go on without copies, until it does."""
+    with a_worker() as gone:
+        pass
+    sender.follow(gone.url, 0)
+    sender.offer(a_snapshot(own, step=10))
+    await eventually(lambda: not own.words.is_being_copied, "it was tried in vain")
+    sender.offer(a_snapshot(own, step=20))
+    assert not own.words.is_being_copied
+
+
 async def test_the_cap_holds(sender: Sender, own: Arena) -> None:
     """At no moment more has gone than the cap allows since the transfer began."""
     rate = 2 * MIB

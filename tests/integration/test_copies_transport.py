@@ -39,13 +39,13 @@ def own() -> Arena:
     return Arena.create("sent")
 
 
-def give(worker: Worker, snapshot: Snapshot, tls: RunTls) -> None:
+def give(worker: Worker, snapshot: Snapshot, tls: RunTls, beside: str = "") -> None:
     """Send a copy as it is."""
     sheet = sheet_of(snapshot)
     assert sheet is not None
     connection = Connection(worker.url, tls, TOKEN)
     try:
-        connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet), before_answer=lambda: None)
+        connection.send(encode_sheet(sheet), pieces_of(snapshot.data), size_of(sheet), beside=beside)
     finally:
         connection.close()
 
@@ -149,6 +149,15 @@ def test_a_copy_that_is_kept_is_not_sent_again(tls: RunTls, own: Arena) -> None:
     assert refused.value.status is HTTPStatus.ALREADY_REPORTED
 
 
+def test_a_copy_does_not_take_the_place_of_what_the_sender_has_beside_it(tls: RunTls, own: Arena) -> None:
+    """While a snapshot that is owed stays in its arena, its copy stays as well, and the newer copies take turns."""
+    with a_worker() as worker:
+        give(worker, a_snapshot(own, step=10), tls)
+        for step in (20, 30):
+            give(worker, a_snapshot(own, step=step), tls, beside=save_id(1, 10))
+        assert [held.step for held in worker.shelf.held()] == [30, 10]
+
+
 @pytest.mark.parametrize(("attempt", "step"), [(1, 90), (2, 20)])
 def test_an_older_copy_never_replaces_a_newer_one(tls: RunTls, own: Arena, attempt: int, step: int) -> None:
     """Neither an older attempt's copy, however far it came, nor an older step's of the same attempt is taken."""
@@ -200,9 +209,7 @@ def test_a_transfer_that_breaks_off_leaves_nothing(tls: RunTls, own: Arena) -> N
         sheet = sheet_of(broken)
         assert sheet is not None
         with pytest.raises(Unreachable):
-            Connection(worker.url, tls, TOKEN).send(
-                encode_sheet(sheet), dies(), size_of(sheet), before_answer=lambda: None
-            )
+            Connection(worker.url, tls, TOKEN).send(encode_sheet(sheet), dies(), size_of(sheet))
         assert [held.step for held in worker.shelf.held()] == [10]
         eventually_taken(worker, a_snapshot(own, step=30), tls)
         assert [held.step for held in worker.shelf.held()] == [30, 10]
@@ -237,9 +244,7 @@ def test_a_newer_attempt_takes_over_from_a_transfer_that_stalls(tls: RunTls, own
             taken = True
 
         with pytest.raises((Refused, Unreachable)):
-            Connection(worker.url, tls, TOKEN).send(
-                encode_sheet(sheet), stalls(), size_of(sheet), before_answer=lambda: None
-            )
+            Connection(worker.url, tls, TOKEN).send(encode_sheet(sheet), stalls(), size_of(sheet))
         eventually_taken(worker, a_snapshot(own, attempt=2, step=21), tls)
         assert [(held.attempt, held.step) for held in worker.shelf.held()] == [(2, 21)]
 

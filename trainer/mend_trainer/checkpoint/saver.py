@@ -130,7 +130,9 @@ class Saver:
 
     def _copy_newest(self, arena: Arena) -> None:
         snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.digests is not None]
-        if self._exchange is not None and snapshots:
+        if snapshots and self._exchange is None:
+            snapshots[-1].mark_copied()
+        elif snapshots and self._exchange is not None:
             self._exchange.offer(snapshots[-1])
 
     def _say_what_is_held(self) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from mend.protocol import Held
 from mend_trainer.copies.tls import RunTls
 from mend_trainer.copies.wire import (
+    BESIDE_HEADER,
     BYTES_NAME,
     CONNECT_SECONDS,
     COPIES_PATH,
@@ -87,10 +88,22 @@ class Connection:
                     raise Unreachable(f"{self.url}: closed after {done} of {len(room)} bytes")
                 done += length
 
-    def send(self, sheet: bytes, pieces: Iterator[memoryview], size: int, *, before_answer: Callable[[], None]) -> None:
-        """Give it a copy; `pieces` make up its `size` bytes, and may take their time."""
+    def send(
+        self,
+        sheet: bytes,
+        pieces: Iterator[memoryview],
+        size: int,
+        *,
+        beside: str = "",
+        before_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Give it a copy; `pieces` make up its `size` bytes, and may take their time.
+
+        The copy of the save `beside` is not the one that makes room for it.
+        """
         with self._translated():
-            self._expect(self._ask("POST", COPIES_PATH, {}, sheet), HTTPStatus.ACCEPTED).read()
+            about = {BESIDE_HEADER: beside} if beside else {}
+            self._expect(self._ask("POST", COPIES_PATH, about, sheet), HTTPStatus.ACCEPTED).read()
             self._put(pieces, size)
             before_answer()
             self._expect(self._http.getresponse(), HTTPStatus.CREATED).read()

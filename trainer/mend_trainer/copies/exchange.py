@@ -58,7 +58,9 @@ class Exchange:
     def offer(self, newest: Snapshot) -> None:
         """The newest snapshot of a rank, digested; offering it again changes nothing."""
         rank = newest.header.rank
-        if self._guide.buddy and self._offered.get(rank) != newest.sequence:
+        if not self._guide.buddy:
+            newest.mark_copied()
+        elif self._offered.get(rank) != newest.sequence:
             self._offered[rank] = newest.sequence
             self._sender.offer(newest)
 

@@ -67,6 +67,8 @@ class Sender:
     def offer(self, snapshot: Snapshot) -> None:
         """A new snapshot, with its digests; takes the place of one of the same rank that is not sent yet."""
         with self._news:
+            if self.trouble:
+                snapshot.mark_copied()
             if self._buddy:
                 self.skipped += self._newest.pop(snapshot.header.rank, None) is not None
                 self._newest[snapshot.header.rank] = snapshot
@@ -85,17 +87,22 @@ class Sender:
             buddy, throttle, snapshot = taken
             try:
                 self._send(buddy, throttle, snapshot)
+                snapshot.mark_copied()
                 self.sent += 1
                 pause = _PAUSES[0]
                 self._tell("")
             except _GivenUp as given_up:
                 log.info("%s: given up: %s", _name(snapshot), given_up)
+                snapshot.mark_copied()
             except Refused as refused:
                 if refused.status is HTTPStatus.SERVICE_UNAVAILABLE:
                     self._again(buddy, snapshot, pause)
-                elif refused.status is not HTTPStatus.ALREADY_REPORTED:
+                    continue
+                snapshot.mark_copied()
+                if refused.status is not HTTPStatus.ALREADY_REPORTED:
                     self._tell(f"the buddy refuses a copy: {refused}")
             except Unreachable as error:
+                snapshot.mark_copied()  # the training does not wait for who is away
                 self._tell(f"no copy can be sent to the buddy: {error}")
                 self._again(buddy, snapshot, pause)
                 pause = min(2 * pause, _PAUSES[1])
@@ -126,7 +133,14 @@ class Sender:
         connection = Connection(buddy, self._tls, self._token)
         try:
             pieces = self._paced(buddy, throttle, snapshot)
-            connection.send(encode_sheet(sheet), pieces, size_of(sheet), before_answer=self._check(buddy, snapshot))
+            others = [each.header.save_id for each in snapshot.arena.snapshots() if each.slot != snapshot.slot]
+            connection.send(
+                encode_sheet(sheet),
+                pieces,
+                size_of(sheet),
+                beside=others[0] if others else "",
+                before_answer=self._check(buddy, snapshot),
+            )
         finally:
             connection.close()
 
@@ -139,7 +153,7 @@ class Sender:
                 self._news.wait_for(lambda: self._is_over(buddy), throttle.book(len(piece)))
             check()
             if time.monotonic() > give_up_at:
-                raise _GivenUp("the buddy takes it too slowly")
+                raise Unreachable(f"{buddy}: it takes copies too slowly")
             yield piece
             self.sent_bytes += len(piece)
 

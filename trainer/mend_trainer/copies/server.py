@@ -25,6 +25,7 @@ import msgspec
 from mend.protocol import Held
 from mend_trainer.copies.tls import RunTls, WrongPeer
 from mend_trainer.copies.wire import (
+    BESIDE_HEADER,
     BYTES_NAME,
     COPIES_PATH,
     PIECE_BYTES,
@@ -89,8 +90,8 @@ class Shelf(Protocol):
     def find(self, save_id: str, rank: int) -> Kept | None:
         """The snapshot of that rank of that save."""
 
-    def take(self, sheet: bytes) -> Incoming:
-        """Room for the copy that this sheet offers; raises `Refused`."""
+    def take(self, sheet: bytes, beside: str) -> Incoming:
+        """Room for the copy that this sheet offers, not in the place of the save `beside`; raises `Refused`."""
 
 
 class SnapshotServer(ThreadingMixIn, TCPServer):
@@ -252,7 +253,7 @@ class _Conversation(BaseHTTPRequestHandler):
             raise Refused(f"offers go to {COPIES_PATH}", HTTPStatus.NOT_FOUND)
         self._drop()
         sheet = self._read(self._length(SHEET_BYTES))
-        self._incoming = self.server.shelf.take(sheet)
+        self._incoming = self.server.shelf.take(sheet, self.headers.get(BESIDE_HEADER, ""))
         self._answer(HTTPStatus.ACCEPTED, b"")
 
     def _put(self) -> None:

@@ -64,15 +64,16 @@ class ArenaShelf:
                     yield snapshot, sheet
 
     # ------------------------------------------------------------ what is coming
-    def take(self, header: bytes) -> ComingCopy:
+    def take(self, sealed: bytes, beside: str = "") -> ComingCopy:
         """Room for the copy that this header offers; raises `Refused` where a newer one is kept, or none fits."""
-        sheet = decode_sheet(header)
+        sheet = decode_sheet(sealed)
         with self._lock:
             self._check_run(sheet)
             arena = self._arena_for(sheet)
             self._check_age(sheet, arena)
             self._check_room(sheet, arena)
-            draft = arena.begin(sheet.header.blocks)
+            keep = [each.slot for each in arena.snapshots() if each.header.save_id == beside]
+            draft = arena.begin(sheet.header.blocks, keep[0] if keep else None)
             assert draft is not None, "copies are owed to nobody"
             coming = self._coming[arena] = ComingCopy(self, arena, draft, sheet)
         return coming

@@ -22,6 +22,7 @@ BYTES_NAME: Final = "bytes"
 SHEET_BYTES: Final = 32 << 20  # a sheet names each tensor; this is some hundred thousand of them
 LISTING_BYTES: Final = 4 << 20
 RANGE_BYTES: Final = 1 << 30
+BESIDE_HEADER: Final = "Mend-Beside"  # of an offer: a save whose snapshot the sender has beside it; its copy stays
 PIECE_BYTES: Final = 256 << 10  # what is sent, and waited for, at a time
 
 CONNECT_SECONDS: Final = 5.0
