@@ -50,7 +50,8 @@ class SlotWord(IntEnum):
     DIGESTED = 6  # the saver: the sequence whose digests are there
     DIGESTS_BYTES = 7  # the saver
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
-    COPIED = 9  # the saver: the sequence of which the buddy has a copy, or will get none
+    REACHED = 9  # the rank: attempt and step of what it holds, in one word
+    COPIED = 10  # the saver: the sequence of which the buddy has a copy, or will get none
 
 
 class Words:
@@ -99,8 +100,9 @@ class Words:
         return slot is not None and self.get(slot, SlotWord.COPIED) != self.get(slot, SlotWord.SEQUENCE)
 
     def ask(self) -> bool:
-        """Have the newest snapshot saved, if it is not already owed or settled; whether anything is owed now."""
-        if (slot := self.newest) is not None:
+        """Have the newest snapshot saved, if it is newer than all that was committed; whether anything is owed now."""
+        slot = self.newest
+        if slot is not None and self.get(slot, SlotWord.REACHED) > self._words[ArenaWord.COMMITTED]:
             sequence = self.get(slot, SlotWord.SEQUENCE)
             if self.get(slot, SlotWord.OWED) != sequence:
                 self.put(slot, SlotWord.ASKED, sequence)
@@ -109,13 +111,17 @@ class Words:
     @property
     def committed(self) -> tuple[int, int]:
         """Attempt and step of the newest checkpoint that came of this arena; (0, -1) before the first."""
-        packed = self._words[ArenaWord.COMMITTED]
-        return packed >> _STEP_BITS, packed % (1 << _STEP_BITS) - 1
+        reached = self._words[ArenaWord.COMMITTED]
+        return reached >> _STEP_BITS, reached % (1 << _STEP_BITS) - 1
 
     @committed.setter
     def committed(self, attempt_and_step: tuple[int, int]) -> None:
-        attempt, step = attempt_and_step
-        self._words[ArenaWord.COMMITTED] = (attempt << _STEP_BITS) + step + 1
+        self._words[ArenaWord.COMMITTED] = packed(*attempt_and_step)
+
+
+def packed(attempt: int, step: int) -> int:
+    """Both in one word that grows with them; a step may be -1."""
+    return (attempt << _STEP_BITS) + step + 1
 
 
 def create_arena(name: str) -> int:

@@ -47,6 +47,7 @@ from mend_trainer.told import PointHistory, save_report
 log = logging.getLogger(__name__)
 
 _LONELY_SECONDS: Final = 60.0  # a finished agent waits this long for a controller to come and end it
+_FLUSH_SECONDS: Final = 20.0  # after the last rank has gone, the newest snapshot is saved
 _LONELY_POLL_SECONDS: Final = 1.0
 _BURIAL_SECONDS: Final = 5.0
 
@@ -254,8 +255,8 @@ class Supervisor:
     # ------------------------------------------------------------ ending
     async def _end(self, gang: Gang | None, grace_seconds: float) -> None:
         """End the ranks."""
-        if gang is not None and gang.alive and grace_seconds > 0:
-            await save_and_end(gang, grace_seconds)
+        if gang is not None and grace_seconds > 0:
+            await save_and_end(gang, grace_seconds, self._arenas, self._standbys.wake_saver)
         elif gang is not None:
             gang.kill()
         self._changed()
@@ -297,8 +298,12 @@ class Supervisor:
             self._leave(ExitCode.AGENT_FAILED)
 
     async def leave_when_forgotten(self) -> None:
-        """A finished agent whose controller does not come back ends by itself, so that its pod can."""
+        """A finished agent whose controller does not come back ends by itself, so that its pod can.
+
+        And what ranks that are gone, without others in their place, have left in memory is saved.
+        """
         lonely_since: float | None = None
+        gone_since: float | None = None
         while True:
             if self.state is AgentState.FINISHED and not self.bell.listeners:
                 lonely_since = lonely_since or time.monotonic()
@@ -307,6 +312,11 @@ class Supervisor:
                     return
             else:
                 lonely_since = None
+            if self._gang is None or not self._gang.is_over or self._gang.has_succeeded:
+                gone_since = None
+            elif time.monotonic() - (gone_since := gone_since or time.monotonic()) > _FLUSH_SECONDS:
+                self._arenas.ask()  # what is saved already is not saved again
+                self._standbys.wake_saver()
             await asyncio.sleep(_LONELY_POLL_SECONDS)
 
     async def clean_up(self) -> None:

@@ -21,7 +21,7 @@ import xxhash
 from mend.protocol import Ancestor, Message
 from mend_trainer.checkpoint.copying import Room, copy_in, pin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
-from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, region_start
+from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
 
 _HEADER, _DIGESTS, _OUTCOME, _DATA = 0, 1, 2, 4
 _POSITIVE: Final = (1 << 63) - 1
@@ -165,6 +165,7 @@ class Draft:
         self._arena.view(self.slot, _HEADER, len(said))[:] = said
         words.put(self.slot, SlotWord.HEADER_BYTES, len(said))
         words.put(self.slot, SlotWord.HEADER_CHECK, _check(said))
+        words.put(self.slot, SlotWord.REACHED, packed(header.origin.attempt, header.origin.step))
         if owed:
             words.put(self.slot, SlotWord.OWED, self.sequence)
         words.put(self.slot, SlotWord.SEQUENCE, self.sequence)
