@@ -1,4 +1,4 @@
-"""Copies between real workers: agents, savers, ranks, killed and stopped; what comes back is bit for bit what it was."""
+"""Copies between real workers: agents, savers, ranks, killed and stopped; all that comes back is bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from agents_real import AgentClient, a_launch, an_agent, at_step, descendants_of, named
+from agents_real import AgentClient, a_launch, all_gone, an_agent, at_step, descendants_of, named
 from mend.protocol import (
     ENV_RUN_UID,
     ENV_TLS_PEM,
@@ -175,10 +175,15 @@ async def test_copies_outlive_ranks_and_savers(tmp_path: Path) -> None:
     async with a_run(tmp_path) as run:
         await each_holds_both(run)
         ports = [run.beat(worker).saver_port for worker in range(2)]
-        for worker in range(2):
-            for name in ("mend-saver", f"rank-{worker}"):
-                for pid in named(run.workers[worker].agent, name):
-                    os.kill(pid, signal.SIGKILL)
+        killed = [
+            pid
+            for worker in range(2)
+            for name in ("mend-saver", f"rank-{worker}")
+            for pid in named(run.workers[worker].agent, name)
+        ]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        await all_gone(killed)
         for worker in range(2):
             await eventually(lambda worker=worker: named(run.workers[worker].agent, "mend-saver"), "a new saver", 60)
         found = run.newest(0)
@@ -213,7 +218,7 @@ def _is_committed(plan: CheckpointPlan) -> tuple[int, tuple[CheckpointRef, ...]]
 
 
 async def test_a_buddy_whose_memory_is_damaged_is_passed_over(tmp_path: Path) -> None:
-    """Bits flipped in the buddy's copies are noticed by their digests: nothing wrong is restored, but the checkpoint."""
+    """Bits flipped in the buddy's copies are noticed by their digests: the checkpoint is restored instead."""
     async with a_run(tmp_path, interval=10) as run:
         await each_holds_both(run)
         await eventually(lambda: _is_committed(run.plan), "a checkpoint", 60)

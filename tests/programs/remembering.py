@@ -1,7 +1,7 @@
 """A rank of a plain loop under a session that notes, outside of itself, each state that it has reached or restored.
 
-`$NOTES/rank-N` gets a line of JSON for each: attempt, step, a digest of all that the next step depends on, and whether it
-was restored. `STEP_SECONDS` and `WIDTH` of the model come from the environment.
+`$NOTES/rank-N` gets a line of JSON for each: attempt, step, a digest of all that the next step depends on, and whether
+it was restored. `STEP_SECONDS` and `WIDTH` of the model come from the environment.
 """
 
 from __future__ import annotations
@@ -38,13 +38,9 @@ def main() -> None:
             digest.update(parameter.detach().numpy().tobytes())
             if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
                 digest.update(momentum.numpy().tobytes())
-        line = {
-            "attempt": int(os.environ[ENV_ATTEMPT]),
-            "step": step,
-            "digest": digest.hexdigest(),
-            "restored": restored,
-        }
-        notes.write(json.dumps(line) + "\n")
+        attempt = int(os.environ[ENV_ATTEMPT])
+        said = {"attempt": attempt, "step": step, "digest": digest.hexdigest(), "restored": restored}
+        notes.write(json.dumps(said) + "\n")
 
     with Session(model=model, optimizer=optimizer) as session:
         note(session.step, restored=True)
