@@ -57,7 +57,7 @@ def wait_for_word(spec: Spec, seen: Observation, takers: Sequence[int], now: flo
 
     Snapshots are no news that a heartbeat is sent for, so what was told last may be older than what a worker holds by
     now, or name one that was overwritten since: where the workers' words do not fit together, each is heard once more.
-    And where a saver is down without which older state would have to do, the next one is waited for.
+    And where one saver of several is down, without which older state would have to do, the next one is waited for.
     """
     begun, told = seen.status.attempt_started_at, memories(spec, seen)
     if seen.status.keep or begun is None or not any(memory.held for memory in told):
@@ -65,7 +65,8 @@ def wait_for_word(spec: Spec, seen: Observation, takers: Sequence[int], now: flo
     waited, step = now - begun, _step(plan(spec, seen, takers))
     served = tuple(memory if memory.url else WorkerMemory(memory.worker, memory.held, "soon") for memory in told)
     unfit = waited < WORD_SECONDS and _is_hearsay(seen, takers, step, waited)
-    unserved = waited < SAVER_SECONDS and _is_trusted(seen.status) and _step(_plan(seen, takers, served)) > step
+    hopes = waited < SAVER_SECONDS and _is_trusted(seen.status) and any(memory.url for memory in told)
+    unserved = hopes and _step(_plan(seen, takers, served)) > step
     return spec.health.heartbeat_seconds / 2 if unfit or unserved else 0.0
 
 
