@@ -255,8 +255,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
-    saver_port: int = 0  # where the saver serves snapshots over TLS; 0: it does not
-    buddy: str | None = None  # to which its snapshots are copied; None: a launch that is repeated does not change it
+    saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
     terminating: bool = False  # SIGTERM was received
 
@@ -352,7 +351,7 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
-    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes only the buddy.
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
 
     The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they are of the attempt
     `follows` and can; the others are replaced, as one is that does not come within a few seconds.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from mend.assembling import assemble, launches, missing_objects, removals, runs_ranks, strikes_to_tell
+from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.model import (
@@ -59,7 +59,7 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
     if due or status.phase is not before.phase:
         status = with_memory(spec, with_progress(account(status, now), seen), seen, now)
         status = replace(with_health(spec, status, seen, now), reported_at=now)
-        actions += (*newly_slow(before, status), *launches(spec, seen))
+        actions += newly_slow(before, status)
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
 
