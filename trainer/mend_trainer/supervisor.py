@@ -30,6 +30,8 @@ from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check
 from mend_trainer.command import understand
+from mend_trainer.copies.credentials import read_credentials
+from mend_trainer.copies.server import listen
 from mend_trainer.copies.tls import snapshot_token
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
@@ -86,6 +88,7 @@ class Supervisor:
             host=settings.host,
             wanted=settings.ranks_per_worker,
             arenas=self._arenas,
+            listener=listen(settings.host) if read_credentials(environment) else None,
             changed=self.bell.ring,
             on_said=self._hear_saver,
         )
@@ -150,7 +153,7 @@ class Supervisor:
             quarantined=gang.told.quarantined if gang else (),
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
-            saver_port=self._holding.port,
+            saver_port=self._standbys.saver_port,
             terminating=self._terminating,
         )
 

@@ -16,7 +16,7 @@ from mend_trainer.savers import Guide
 
 
 class Exchange:
-    """Of one worker. `listener` is the agent's as well, so that the place stays the same when a saver dies."""
+    """Of one worker. `listener` is the agent's as well, so that its place is known before a saver is, and stays."""
 
     def __init__(
         self,
@@ -26,7 +26,6 @@ class Exchange:
         credentials: Credentials,
         run_uid: str = "",
     ) -> None:
-        self.port = int(listener.getsockname()[1])
         self.news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable once a copy has come
         self._copies = tuple(copies)
         self._guide = Guide()
