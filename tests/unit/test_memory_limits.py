@@ -68,6 +68,6 @@ def test_a_refusal_says_what_to_do() -> None:
     """What does not fit beside a reserve is refused with both sizes and the way out."""
     memory = Memory(limit=4 * GIB, free=GIB)
     assert refusal(GIB // 2, memory) == ""
-    assert "1024 MiB more, and 819 MiB are left of the limit of 4096 MiB; raise the memory limit" in refusal(
+    assert "1024 MiB more, and 819 MiB are left of the limit of 4096 MiB; raise resources.limits.memory" in refusal(
         GIB, memory
     )

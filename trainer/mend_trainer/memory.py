@@ -38,7 +38,7 @@ def refusal(more: int, memory: Memory) -> str:
     bound = f"the limit of {memory.limit // mib} MiB" if memory.limit else "what the machine has"
     return (
         f"copies would take {more // mib} MiB more, and {left} MiB are left of {bound}; "
-        "raise the memory limit of the trainer container, or set spec.checkpoint.memory to take no copies"
+        "raise resources.limits.memory of container trainer, or set spec.checkpoint.memory.peers to false"
     )
 
 
