@@ -498,8 +498,6 @@ MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
 INCIDENTS_FOLDER: Final = "incidents"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
-# Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
-SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 

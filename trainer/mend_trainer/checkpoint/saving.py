@@ -193,8 +193,9 @@ class Saving:
 
     # ------------------------------------------------------------ the store
     def _retried(self, work: Callable[[], Result]) -> Result:
-        """`work`, again and again while the store is away, until the save's deadline; each failure is told."""
+        """`work`, again and again while the store is away, until the save's deadline; the first failure is told."""
         pause = _AGAIN_SECONDS[0]
+        complained = False
         while True:
             try:
                 return work()
@@ -202,7 +203,9 @@ class Saving:
                 told = f"{type(error).__name__}: {error}"
                 if not error.transient or time.monotonic() + pause > self._deadline:
                     raise _GivenUp(told) from error
-                self._complain(SaveFailed(step=self._step, error=f"{told}; it is tried again"))
+                if not complained:
+                    self._complain(SaveFailed(step=self._step, error=f"{told}; it is tried again"))
+                    complained = True
             self._nap(pause)
             pause = min(2 * pause, _AGAIN_SECONDS[1])
 
