@@ -76,7 +76,8 @@ def refusal(more: int, pod: PodMemory) -> str:
     free = pod.free_bytes
     if free is None or more <= (left := max(0, free - int(pod.limit_bytes * _RESERVE))):
         return ""
+    limit = pod.limit_bytes >> 20
     return (
-        f"copies would take {more >> 20}Mi more, and {left >> 20}Mi are left of the limit of {pod.limit_bytes >> 20}Mi; "
+        f"copies would take {more >> 20}Mi more, and {left >> 20}Mi are left of the limit of {limit}Mi; "
         "raise resources.limits.memory of container trainer, or set spec.checkpoint.memory.peers to false"
     )
