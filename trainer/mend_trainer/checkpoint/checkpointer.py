@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
@@ -32,8 +33,11 @@ from mend_trainer.checkpoint.links import AgentsSaver, OwnSaver, SaverLink
 from mend_trainer.checkpoint.memory import Connect, Memory, bytes_present
 from mend_trainer.checkpoint.outcome import RestoredState
 from mend_trainer.checkpoint.restorer import restore
+from mend_trainer.checkpoint.signing import key_of
 
 _POLL_SECONDS: Final = 0.01
+
+_log = logging.getLogger(__name__)
 
 
 class Checkpointer:
@@ -46,7 +50,7 @@ class Checkpointer:
 
     Rank 0 reports `Skipped` and `Quarantined`, and `Committed` and `SaveFailed` where no agent hears them from the
     saver; `Restored` is the caller's to report. A store given by the caller is restored from instead of opening
-    `plan.uri`; `save_seconds` bounds how long the saver tries. `arena` is one that this process has open already.
+    `plan.uri`; `save_seconds` bounds how long the saver tries. `arena` is the agent's, if it is open already.
 
     Making one is a collective of `process_group` (default: the whole world): it makes a gloo group of its own,
     described as `mend:agree`. Without torch.distributed it is a world of one.
@@ -67,13 +71,16 @@ class Checkpointer:
         arena: Arena | None = None,
         saver: Callable[[Arena], SaverLink] | None = None,
         connect: Connect | None = None,
+        has_buddy: bool = False,
         may_repeat: bool = False,
         timeout_seconds: float = 900.0,
         save_seconds: float = 900.0,
     ) -> None:
         """`may_repeat`: the weights may be as in the save before; else such a save is refused.
 
-        `connect` reaches the saver of another worker, `saver` the rank's own if it is a special one.
+        `connect` reaches the savers of other workers, `saver` the rank's own if it is a special one. `has_buddy`: no
+        snapshot for memory alone is taken while any rank's last is still being copied; so there is always one that all
+        ranks and all their buddies have.
         """
         self._plan = plan
         self._run = run
@@ -87,14 +94,15 @@ class Checkpointer:
         self.lineage: tuple[Ancestor, ...] = ()  # what saves carry; a restore sets it
         self.save_seconds = save_seconds
         self._may_repeat = may_repeat
-        self._connect = connect
+        self._connect, self._has_buddy = connect, has_buddy
         self._signature: tuple[Any, ...] = ()
         self._blocks: tuple[Block, ...] = ()
-        path = os.environ.get(ENV_ARENA)
-        self.arena = arena or (Arena.attach(path) if path else Arena.create(f"rank-{self.agreeing.rank}"))
-        self._saver = saver(self.arena) if saver else AgentsSaver(report) if path else OwnSaver(self.arena)
+        self.agents_arena = arena or _agents_arena()  # for the checkpointer of the next attempt
+        self.arena = self.agents_arena or Arena.create(f"rank-{self.agreeing.rank}")
+        self._saver = saver(self.arena) if saver else AgentsSaver(report) if self.agents_arena else OwnSaver(self.arena)
         self._pending: list[Snapshot] = []
         self._last_failed = False
+        self._is_skipping = False
         self._stall_seconds = 0.0
 
     @property
@@ -132,11 +140,14 @@ class Checkpointer:
         began = time.monotonic()
         plain = json.loads(json.dumps(values, allow_nan=False))
         self._hear()
-        save_id = self._agree_to_start(step, state)
+        save_id = self._agree_to_start(step, state, may_wait=not owed)
         draft = self.arena.begin(self._blocks) if save_id else None
         if draft is None:
-            self._tell(Skipped(step=step))
+            if owed and not self._is_skipping:
+                self._is_skipping = True  # what is made up for later counts once
+                self._tell(Skipped(step=step))
             return False
+        self._is_skipping = self._is_skipping and not owed
         draft.fill(local_tensors(state))
         self._stall_seconds = time.monotonic() - began
         header = Header(
@@ -191,8 +202,11 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        memory = Memory.of_this_worker(self.arena, holders, self._connect)
-        restored = restore(self.agreeing, self.store, memory, candidates, state, self._report, self._mark)
+        others = self._connect(holders) if self._connect and holders else None
+        memory = Memory.of_this_worker(self.arena, holders, others)
+        restored = restore(
+            self.agreeing, self.store, memory, candidates, state, self._report, self._mark, key_of(self._run)
+        )
         if restored is not None:
             self.lineage = restored.lineage
         return restored
@@ -201,11 +215,12 @@ class Checkpointer:
         """Nothing more will be saved. What is owed still is, without this process."""
         self._saver.close()
 
-    def _agree_to_start(self, step: int, state: Mapping[str, Any]) -> str:
+    def _agree_to_start(self, step: int, state: Mapping[str, Any], *, may_wait: bool) -> str:
         """The name of the new save, "" if any rank has no room; lays the save out anew if any rank's state changed."""
         seen = signature(state)
         drawn = secrets.randbits(62) if self.agreeing.rank == 0 else 0
-        mine = [not self.arena.has_room, seen != self._signature, drawn, step, -step]
+        waits = may_wait and self._has_buddy and self.arena.words.is_being_copied
+        mine = [waits or not self.arena.has_room, seen != self._signature, drawn, step, -step]
         full, changed, number, highest, lowest = self.agreeing.maximum(mine)
         if highest != -lowest:
             raise RuntimeError(f"save() was called at step {-lowest} on one rank and at step {highest} on another")
@@ -234,3 +249,15 @@ class Checkpointer:
     def _tell(self, report: Report) -> None:
         if self.agreeing.rank == 0:
             self._report(report)
+
+
+def _agents_arena() -> Arena | None:
+    """The arena that the agent has for this rank's place, if there is an agent and it can be reached."""
+    path = os.environ.get(ENV_ARENA)
+    if not path:
+        return None
+    try:
+        return Arena.attach(path)
+    except OSError as error:
+        _log.warning("the agent's shared memory cannot be opened (%s): nothing can be restored from it later", error)
+        return None
