@@ -13,6 +13,7 @@ from mend.protocol import (
     AGENT_PORT_NAME,
     ANNOTATION_AVOIDS,
     API_VERSION,
+    AUTHORITY_SECRET_KEY,
     ENV_AGENT_PORT,
     ENV_GRACE_SECONDS,
     ENV_HEARTBEAT_SECONDS,
@@ -21,6 +22,9 @@ from mend.protocol import (
     ENV_RANKS_PER_WORKER,
     ENV_RUN,
     ENV_RUN_UID,
+    ENV_SIGNING_KEY,
+    ENV_STORE_AUTHORITY,
+    ENV_TLS_PEM,
     ENV_TOKEN,
     ENV_WORKER,
     ENV_WORKERS,
@@ -29,6 +33,8 @@ from mend.protocol import (
     LABEL_MANAGED_BY,
     LABEL_RUN,
     LABEL_WORKER,
+    SIGNING_SECRET_KEY,
+    TLS_SECRET_KEY,
     TOKEN_SECRET_KEY,
     TRAINER_CONTAINER,
 )
@@ -43,6 +49,14 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 def token_secret_name(run: str) -> str:
     """The Secret that holds the token between controller and agents."""
     return f"{run}-mend-token"
+
+
+def tls_secret_name(run: str) -> str:
+    """The Secret that holds the key and certificate by which workers know each other.
+
+    Not the token's: the controller may make Secrets and not change them, and an older mend has made one without it.
+    """
+    return f"{run}-mend-tls"
 
 
 def service_name(run: str) -> str:
@@ -62,8 +76,16 @@ def labels(run: str) -> dict[str, str]:
 
 def token_secret(seen: Observation, token: str) -> JsonObject:
     """The Secret with the run's token."""
-    meta = _metadata(seen, token_secret_name(seen.name))
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {TOKEN_SECRET_KEY: token}}
+    return _secret(seen, token_secret_name(seen.name), TOKEN_SECRET_KEY, token)
+
+
+def tls_secret(seen: Observation, pem: str) -> JsonObject:
+    """The Secret with the run's key and certificate."""
+    return _secret(seen, tls_secret_name(seen.name), TLS_SECRET_KEY, pem)
+
+
+def _secret(seen: Observation, name: str, key: str, value: str) -> JsonObject:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": _metadata(seen, name), "stringData": {key: value}}
 
 
 def service(seen: Observation) -> JsonObject:
@@ -124,6 +146,10 @@ def _put_under_agent(trainer: JsonObject, spec: Spec, seen: Observation, index: 
     if spec.checkpoint.credentials_secret:
         source = {"secretRef": {"name": spec.checkpoint.credentials_secret}}
         trainer["envFrom"] = [*(trainer.get("envFrom") or []), source]
+        # By itself and not by envFrom, which leaves out keys that are no names of variables.
+        authority = {"name": spec.checkpoint.credentials_secret, "key": AUTHORITY_SECRET_KEY, "optional": True}
+        ours = [{"name": ENV_STORE_AUTHORITY, "valueFrom": {"secretKeyRef": authority}}]
+        trainer["env"] = _merged_env(trainer["env"], ours)
     port = {"name": AGENT_PORT_NAME, "containerPort": AGENT_PORT}
     trainer["ports"] = [*(trainer.get("ports") or []), port]
 
@@ -139,12 +165,20 @@ def _agent_env(spec: Spec, seen: Observation, index: int, grace_seconds: int) ->
         ENV_HEARTBEAT_SECONDS: f"{spec.health.heartbeat_seconds:g}",
         ENV_GRACE_SECONDS: str(grace_seconds),
     }
-    token = {"secretKeyRef": {"name": token_secret_name(seen.name), "key": TOKEN_SECRET_KEY}}
+    secrets = {
+        ENV_TOKEN: (token_secret_name(seen.name), TOKEN_SECRET_KEY),
+        ENV_TLS_PEM: (tls_secret_name(seen.name), TLS_SECRET_KEY),
+    }
+    if spec.checkpoint.signing_secret:
+        secrets[ENV_SIGNING_KEY] = (spec.checkpoint.signing_secret, SIGNING_SECRET_KEY)
     return [
         *({"name": name, "value": value} for name, value in plain.items()),
         {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-        {"name": ENV_TOKEN, "valueFrom": token},
+        *(
+            {"name": env, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
+            for env, (name, key) in secrets.items()
+        ),
     ]
 
 

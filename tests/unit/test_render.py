@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from msgspec.structs import replace
+
 from mend import protocol, render
 from mend.model import Observation, RunStatus
 from mend.spec import parse_spec
@@ -31,7 +33,7 @@ TEMPLATE: dict[str, Any] = {
 SPEC = parse_spec(
     {
         "workers": {"replicas": 3, "ranksPerWorker": 8, "template": TEMPLATE},
-        "checkpoint": {"uri": "s3://bucket/clio", "credentialsSecret": "s3-keys"},
+        "checkpoint": {"uri": "s3://bucket/clio", "credentialsSecret": "s3-keys", "signingSecret": "clio-signing"},
         "priorityClassName": "training",
     }
 )
@@ -54,7 +56,8 @@ def a_worker() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_everything_is_owned_by_the_run_and_labelled() -> None:
     """So that it goes when the run goes, and selectors find it."""
-    for made in (render.worker(SPEC, SEEN, 0, 1), render.service(SEEN), render.token_secret(SEEN, "secret")):
+    secrets = render.token_secret(SEEN, "secret"), render.tls_secret(SEEN, "pem")
+    for made in (render.worker(SPEC, SEEN, 0, 1), render.service(SEEN), *secrets):
         assert made["metadata"]["ownerReferences"] == [OWNER]
         assert made["metadata"]["namespace"] == "team"
         labels = made["metadata"]["labels"]
@@ -105,11 +108,36 @@ def test_the_token_comes_from_the_secret_and_stands_nowhere_else() -> None:
     assert secret["stringData"] == {"token": "s3cret"}
 
 
+def test_the_runs_certificate_and_the_signing_key_come_from_secrets_too() -> None:
+    """By reference, in Secrets apart from the token's: those of an older mend are never written to."""
+    _, trainer = a_worker()
+    sources = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in trainer["env"]}
+    secret = render.tls_secret(SEEN, "key and certificate")
+    assert sources[protocol.ENV_TLS_PEM] == {"name": secret["metadata"]["name"], "key": "tls.pem"}
+    assert secret["stringData"] == {"tls.pem": "key and certificate"}
+    assert secret["metadata"]["name"] != render.token_secret(SEEN, "s3cret")["metadata"]["name"]
+    assert sources[protocol.ENV_SIGNING_KEY] == {"name": "clio-signing", "key": "signing.key"}
+
+
+def test_without_a_signing_secret_nothing_is_signed() -> None:
+    """The variable is absent, not empty."""
+    checkpoint = replace(SPEC.checkpoint, signing_secret=None)
+    pod = render.worker(replace(SPEC, checkpoint=checkpoint), SEEN, 0, 1)
+    assert protocol.ENV_SIGNING_KEY not in {each["name"] for each in pod["spec"]["containers"][1]["env"]}
+
+
 def test_credentials_join_the_users_sources() -> None:
     """Ranks write to the store with the Secret that the spec names."""
     _, trainer = a_worker()
     assert trainer["envFrom"] == [{"configMapRef": {"name": "settings"}}, {"secretRef": {"name": "s3-keys"}}]
     assert trainer["ports"] == [{"containerPort": 9000}, {"name": "mend-agent", "containerPort": 7117}]
+
+
+def test_the_stores_authority_comes_with_its_credentials() -> None:
+    """`ca.crt` of the Secret with the credentials, where there is one, reaches the ranks as a variable of its own."""
+    _, trainer = a_worker()
+    (found,) = [each for each in trainer["env"] if each["name"] == protocol.ENV_STORE_AUTHORITY]
+    assert found["valueFrom"] == {"secretKeyRef": {"name": "s3-keys", "key": "ca.crt", "optional": True}}
 
 
 def test_the_rest_of_the_template_is_left_alone() -> None:

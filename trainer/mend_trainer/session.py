@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -45,8 +44,11 @@ from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
 from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
+from mend_trainer.copies.source import connect
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
+from mend_trainer.need import check, needed_bytes
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.progress import ProgressPage
 from mend_trainer.rejoining import Rejoining
 from mend_trainer.reporting import Reporter, describe
@@ -58,7 +60,7 @@ _COMMIT_SECONDS: Final = 900.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
 _REHEARSALS: Final = 2
-_ABANDON_SECONDS: Final = 2.0
+_TRIES_IN_MEMORY: Final = 8  # within an interval, of a snapshot that had to wait
 
 _log = logging.getLogger(__name__)
 B = TypeVar("B", covariant=True)
@@ -97,6 +99,7 @@ class Session(Generic[B]):
         config_digest: str = "",
         membership: Membership | None = None,
         final_save_seconds: float = 900.0,
+        weights_may_stand_still: bool = False,
     ) -> None:
         """`others` are further things with state: gradient scalers, averaged weights.
 
@@ -105,6 +108,8 @@ class Session(Generic[B]):
         are rehearsed before the state is put in place, in every attempt alike.
         `checkpoint` says where to save when no agent started this process; with one, the TrainingRun says it.
         `final_save_seconds`: for about how long the last save is tried again while the store takes nothing.
+        `weights_may_stand_still`: some saves may find all weights as in the save before (a learning rate of 0 for a
+        while). Otherwise such a save is refused: most likely what is saved does not follow what is trained.
         `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
         given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
         """
@@ -118,6 +123,7 @@ class Session(Generic[B]):
         self._plan = checkpoint
         self._config_digest = config_digest
         self._final_save_seconds = final_save_seconds
+        self._weights_may_stand_still = weights_may_stand_still
         if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized: call "
@@ -144,10 +150,11 @@ class Session(Generic[B]):
         )
         self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
         self._reporter = Reporter.from_environment()
-        self._reporting = threading.Lock()  # the checkpointer reports from a thread of its own
         self._curve = Curve(self._page, self._report if self.rank == 0 else None)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
+        self._memory_interval_steps: int | None = None
+        self._memory_is_due = False  # a snapshot for memory alone had to wait for the copy of the one before
         self._wishes_seen = 0
         self._step = self._saved_step = -1
         self._tokens = 0
@@ -188,6 +195,7 @@ class Session(Generic[B]):
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
         if launch.checkpoint is not None:
             self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
+            self._memory_interval_steps = launch.checkpoint.memory_interval_steps
             self._agreement = SaveAgreement(
                 counters,
                 rank=self.rank,
@@ -196,9 +204,20 @@ class Session(Generic[B]):
             )
         if not self._take_up(launch):
             self._restore(launch)
+        if self._checkpointer is not None:
+            self._check_memory(self._checkpointer, copies=bool(launch.buddy))
         self._step_began = time.monotonic()
 
+    def _check_memory(self, checkpointer: Checkpointer, *, copies: bool) -> None:
+        """Better told now than by the kernel at the first save."""
+        optimizers = self._optimizer if isinstance(self._optimizer, Sequence) else [self._optimizer]
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = needed_bytes(self._model, optimizers, world=self.world_size, ranks_here=ranks_here, copies=copies)
+        checkpointer.arena.words.needed_bytes = needed
+        check(needed, checkpointer.bytes_in_memory, pod_memory())
+
     def _make_checkpointer(self, launch: Launch, plan: CheckpointPlan) -> Checkpointer:
+        before = self._checkpointer
         with self._rejoining.extended() if self._rejoining is not None else nullcontext():
             return Checkpointer(
                 plan,
@@ -208,7 +227,11 @@ class Session(Generic[B]):
                 report=self._report,
                 mark=self._page.mark,
                 config_digest=self._config_digest,
-                store=self._checkpointer.store if self._checkpointer is not None else None,
+                store=before.store if before is not None else None,
+                arena=before.agents_arena if before is not None else None,
+                connect=connect,
+                has_buddy=bool(launch.buddy),
+                may_repeat=self._weights_may_stand_still,
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -292,6 +315,9 @@ class Session(Generic[B]):
                 if not self._save(self._checkpointer):
                     self._agreement.postpone()
                 self._step_began = time.monotonic()  # a save is no part of the next step
+            elif self._is_kept_in_memory(self._step):
+                self._memory_is_due = not self._save(self._checkpointer, owed=False)
+                self._step_began = time.monotonic()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -338,8 +364,6 @@ class Session(Generic[B]):
         self._page.begin_anew()
         self._report(Rejoined(attempt=order.attempt))
         before = self._checkpointer
-        if before is not None:
-            before.abandon(_ABANDON_SECONDS)
         self._rejoining.renew(order, before.lineage if before is not None else ())
         self._enter_attempt()
 
@@ -360,10 +384,10 @@ class Session(Generic[B]):
     def _restore(self, launch: Launch) -> None:
         restored = None
         if self._checkpointer is not None and launch.restore:
-            # Taken only if there is something to restore: it gives the optimizer its states before the first step.
-            here = self._bundle.take()
+            # Only if there is something to restore: it gives the optimizer its states before the first step.
+            here = self._bundle.make_room()
             try:
-                restored = self._checkpointer.restore(launch.restore, here.tensors)
+                restored = self._checkpointer.restore(launch.restore, here.tensors, launch.holders)
             except (CheckpointsUnreadable, StoreError) as error:
                 # What mend must tell from the user's own errors: the code says that the store is to blame.
                 _log.error("%s", error)
@@ -375,17 +399,24 @@ class Session(Generic[B]):
             self._report(Restored(checkpoint=ref))
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
-        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values))
+        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values, absent=restored.absent))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:
             _log.info("restored step %d from %s", restored.step, restored.ref.uri)
 
-    def _save(self, checkpointer: Checkpointer) -> bool:
+    def _is_kept_in_memory(self, step: int) -> bool:
+        """Every so many steps; sooner again where it could not be."""
+        every = self._memory_interval_steps
+        if every is None:
+            return False
+        return (step + 1) % (max(1, every // _TRIES_IN_MEMORY) if self._memory_is_due else every) == 0
+
+    def _save(self, checkpointer: Checkpointer, *, owed: bool = True) -> bool:
         self._page.enter(Phase.SAVING)
-        snapshot = self._bundle.take()
-        begun = checkpointer.save(self._step, self._tokens, snapshot.tensors, snapshot.values)
-        if begun:
+        state = self._bundle.take()
+        begun = checkpointer.save(self._step, self._tokens, state.tensors, state.values, owed=owed)
+        if begun and owed:
             self._saved_step = self._step
         self._page.enter(Phase.STEP)
         return begun
@@ -395,6 +426,7 @@ class Session(Generic[B]):
             return
         self._page.enter(Phase.SAVING)
         committed = self._wait_for(checkpointer)
+        checkpointer.save_seconds = self._final_save_seconds
         for pause in (0.0, *_pauses(self._final_save_seconds)):
             if committed and self._saved_step == self._step:
                 break
@@ -415,15 +447,15 @@ class Session(Generic[B]):
             time.sleep(min(left, _SIGN_SECONDS))
 
     def _wait_for(self, checkpointer: Checkpointer) -> bool:
-        """Whether the save in flight was committed; while it is, the rank shows that it lives and waits for it."""
+        """Whether the last save was committed, alike on all ranks; while it is not, the rank shows that it lives."""
         deadline = time.monotonic() + _COMMIT_SECONDS
         while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
             self._page.mark()
-        return checkpointer.wait(0.0)
+        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)], self._page.mark)
+        return not failed
 
     def _report(self, report: Report) -> None:
-        with self._reporting:
-            self._reporter.send(report)
+        self._reporter.send(report)
 
 
 def _pauses(total_seconds: float) -> Iterator[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import select
 import socket
@@ -20,8 +21,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from mend.protocol import ExitCode, Message
-from mend.store.s3 import descriptions
+from mend.protocol import ENV_RUN_UID, ExitCode, Message
+from mend.store.s3_client import descriptions
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.rank import become_rank, decode_post, leave, set_import_path
@@ -54,9 +55,11 @@ class Nursery(Message, frozen=True, kw_only=True):
 
 
 class Birth(Message, frozen=True, kw_only=True):
-    """The agent asks for one process; the descriptor beside it is the child's own channel."""
+    """The agent asks for one process; beside it goes the child's own channel, and for a saver where it listens."""
 
-    role: Literal["standby", "keeper"]
+    role: Literal["standby", "keeper", "saver"]
+    arenas: tuple[str, ...] = ()  # a saver's: where the snapshots of this worker's ranks are
+    copies: tuple[str, ...] = ()  # and those of the worker whose buddy this one is
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -169,20 +172,24 @@ def _holds_in_a_fork(holds: Callable[[], bool]) -> bool:
 
 def _give_birth(nursery: Nursery, channel: socket.socket) -> Callable[[], int] | None:
     """Serve one request: None in the zygote, the child's life in the child."""
-    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1)
+    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 2)
     if not message:
         os._exit(0)  # the agent is gone
-    own = socket.socket(fileno=descriptors[0])
+    own, *others = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     if not _fork_orphan():
-        own.close()
+        for each in (own, *others):
+            each.close()
         return None
     channel.close()
     _await_adoption(nursery.agent_pid)
-    match decode_birth(message).role:
+    birth = decode_birth(message)
+    match birth.role:
         case "standby":
             return lambda: _stand_by(nursery, own)
         case "keeper":
             return lambda: _keep(nursery.host, own)
+        case "saver":
+            return lambda: _save(birth, own, *others)
 
 
 def _fork_orphan() -> bool:
@@ -261,6 +268,26 @@ def _keep(host: str, channel: socket.socket) -> int:
         _say(channel, Hello(pid=os.getpid(), port=port))
 
     keep_stores(host, announce)
+    return ExitCode.SUCCEEDED
+
+
+def _save(birth: Birth, channel: socket.socket, listener: socket.socket | None = None) -> int:
+    name_process("mend-saver")
+    from mend_trainer.checkpoint.arena import Arena
+    from mend_trainer.checkpoint.saver import serve
+    from mend_trainer.copies.credentials import read_credentials
+    from mend_trainer.copies.exchange import Exchange
+
+    logging.basicConfig(level=logging.INFO, format="saver: %(message)s", force=True)
+    try:
+        arenas, copies = ([Arena.attach(path) for path in paths] for paths in (birth.arenas, birth.copies))
+    except OSError:
+        os._exit(0)  # the agent is gone
+    _say(channel, Hello(pid=os.getpid()))
+    exchange = None
+    if listener is not None and (credentials := read_credentials()):
+        exchange = Exchange(arenas, copies, listener, credentials, os.environ.get(ENV_RUN_UID, ""))
+    serve(channel, arenas, exchange)
     return ExitCode.SUCCEEDED
 
 
