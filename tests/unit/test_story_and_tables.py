@@ -206,8 +206,6 @@ def test_mend_describe_tells_how_often_a_run_saves_and_why() -> None:
         interval=IntervalInForce(
             seconds=147.0, cost_seconds=0.5, commit_seconds=8.0, failures=3, active_seconds=7200.0
         ),
-            seconds=147.0, cost_seconds=0.5, commit_seconds=8.0, failures=3, active_seconds=7200.0
-        ),
         wish=SaveWish(id="x", step=58, asked_at=NOW - 90, state=WishState.GIVEN_UP),
         scores=(Score(name="acc", step=59, attempt=2, value=0.5),),
     )
