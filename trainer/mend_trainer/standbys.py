@@ -17,6 +17,7 @@ import msgspec
 
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
+from mend_trainer.copies.credentials import read_credentials
 from mend_trainer.copies.server import listen
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
@@ -81,6 +82,8 @@ class Standbys:
         self._keeper: Standby | None = None
         self._saver: Standby | None = None
         self._listener = listen(host)  # the saver's; ours too, so that its place outlives it
+        # Told before there is a saver, since a launch that comes so soon would name no buddy for as long as it lasts.
+        self.saver_port = int(self._listener.getsockname()[1]) if read_credentials(environment) else 0
         self._saver_is_asked_for = False
         self._saver_pause = _RESTART_SECONDS[0]
         self._guide = Guide()

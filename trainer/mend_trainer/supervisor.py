@@ -150,7 +150,7 @@ class Supervisor:
             quarantined=gang.told.quarantined if gang else (),
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
-            saver_port=self._holding.port,
+            saver_port=self._standbys.saver_port,
             terminating=self._terminating,
         )
 

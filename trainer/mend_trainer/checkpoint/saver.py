@@ -140,7 +140,6 @@ class Saver:
         snapshots += self._exchange.copies if self._exchange else []
         now = Holding(
             held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
-            port=self._exchange.port if self._exchange else 0,
             stored_bytes=self._stored_bytes,
         )
         if now != self._told:

@@ -26,7 +26,6 @@ class Exchange:
         credentials: Credentials,
         run_uid: str = "",
     ) -> None:
-        self.port = int(listener.getsockname()[1])
         self.news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable once a copy has come
         self._copies = tuple(copies)
         self._guide = Guide()
