@@ -28,7 +28,7 @@ from mend.store.budget import RequestBudget
 from mend.store.checksums import BEST, CRC32, Checksum, Checksums
 from mend.store.parallel import each
 from mend.store.retry import is_transient, until
-from mend.store.s3 import PART_BYTES
+from mend.store.s3 import PART_BYTES, WORKERS
 from mend.store.s3_client import Credentials
 from mend.store.s3_errors import translate
 from mend.store.uploads import is_same
@@ -132,7 +132,13 @@ def test_a_budget_that_is_no_number_names_its_variable(monkeypatch: pytest.Monke
 @given(st.integers(1, 5 << 40))
 def test_no_object_has_too_many_parts(total: int) -> None:
     """Parts grow when the usual length would give more of them than S3 takes."""
-    assert -(-total // part_length(total, PART_BYTES)) <= MAX_PARTS
+    assert -(-total // part_length(total, PART_BYTES, WORKERS)) <= MAX_PARTS
+
+
+@pytest.mark.parametrize(("mebibytes", "length"), [(1, 16), (65, 16), (256, 32), (512, 64), (5000, 64), (1 << 20, 105)])
+def test_parts_are_as_long_as_leaves_no_worker_idle(mebibytes: int, length: int) -> None:
+    """Objects of a few parts are cut finer, down to 16 MiB; huge ones coarser, for S3's sake."""
+    assert -(-part_length(mebibytes << 20, PART_BYTES, 8) // (1 << 20)) == length
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -25,7 +25,7 @@ from mend.store.s3_client import ANSWER_SECONDS, Credentials, make_client
 from mend.store.s3_errors import translate
 from mend.store.uploads import Uploads
 from mend.store.usage import Usage
-from mend.store.views import Body
+from mend.store.views import Body, part_length
 
 PART_BYTES: Final = 64 << 20
 WORKERS: Final = 8
@@ -95,13 +95,14 @@ class S3Store:
 
     def get_into(self, key: str, into: memoryview, start: int = 0, if_match: str = "") -> None:
         into = into.cast("B")
+        length = part_length(into.nbytes, self._part_bytes, self._workers)
 
         def fetch(offset: int) -> None:
-            part = into[offset : offset + self._part_bytes]
+            part = into[offset : offset + length]
             where = self._where(key)
             self._ask("get", where, lambda: self._get_range(key, part, start + offset, if_match), received=part.nbytes)
 
-        each(fetch, range(0, into.nbytes, self._part_bytes), self._workers)
+        each(fetch, range(0, into.nbytes, length), self._workers)
 
     def head(self, key: str) -> Entry:
         """Asked as a listing: the error of a HEAD has no body, so a wrong secret would look like a missing right."""
