@@ -26,7 +26,7 @@ from mend.protocol import (
     announcement_key,
 )
 from mend.restore import LEFTOVER_SECONDS, swept
-from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError, Unfinished
+from mend.store import AlreadyExists, Entry, Forbidden, NotFound, Store, StoreError, Unfinished, WrongAnswer
 from mend.store.parallel import each
 
 Enough = Callable[[Sequence[StoredCheckpoint]], bool]
@@ -214,8 +214,7 @@ class Catalog:
         alive after all, finds that it came too late, as it would if another saver had won.
         """
         saves = self.saves()
-        for upload in forgotten(attempt, saves, self._store.unfinished("step-")):
-            self._store.abandon(upload)
+        self.end_uploads(attempt, saves)
         gone: list[str] = []
         for save in swept(attempt, saves):
             folder = self._folder(save.uri)
@@ -230,6 +229,12 @@ class Catalog:
             self._store.delete([announcement_key(folder)])
             gone.append(save.uri)
         return tuple(gone)
+
+    def end_uploads(self, attempt: int, saves: Sequence[StoredSave], old_seconds: float = LEFTOVER_SECONDS) -> None:
+        """End the uploads that nobody will resume, as of `attempt`, where the store lets one see them."""
+        with contextlib.suppress(Forbidden, WrongAnswer):
+            for upload in forgotten(attempt, saves, self._store.unfinished("step-"), old_seconds):
+                self._store.abandon(upload)
 
     def saves(self) -> tuple[StoredSave, ...]:
         """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""
@@ -310,7 +315,9 @@ class Catalog:
         return folder
 
 
-def forgotten(attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Unfinished]) -> list[Unfinished]:
+def forgotten(
+    attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Unfinished], old_seconds: float = LEFTOVER_SECONDS
+) -> list[Unfinished]:
     """Of what is unfinished, what nobody will end: long begun, in a save that is committed or of an earlier attempt.
 
     As in `restore.swept` its age is told by how much newer the newest object is. What does not look like an object of
@@ -323,7 +330,7 @@ def forgotten(attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Un
         each
         for each, save in named
         if save is not None
-        and newest - each.begun_unix_seconds >= LEFTOVER_SECONDS
+        and newest - each.begun_unix_seconds >= old_seconds
         and (int(save[3]) < attempt or save[1] in committed)
     ]
 
