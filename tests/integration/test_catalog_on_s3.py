@@ -10,8 +10,10 @@ import pytest
 
 from mend.catalog import Catalog, Owner
 from mend.model import StoreView
-from mend.store import Store, open_store
-from s3 import S3Server, ministack, rclone
+from mend.protocol import checkpoint_key
+from mend.store import Store, Unreachable, open_store
+from mend.store.s3 import S3Store
+from s3 import FaultyProxy, S3Server, ministack, rclone
 
 
 @pytest.fixture(scope="module", params=[ministack, rclone])
@@ -58,3 +60,35 @@ def test_a_wrong_endpoint_shows_in_the_view(tmp_path: Path) -> None:
     view = Catalog(store).view(Owner(namespace="team", name="clio", uid="1"))
     assert (view.listed, view.problem_reason) == (False, "Unreachable")
     assert "s3://runs/x" in view.problem
+
+
+def an_unfinished_upload(server: S3Server, prefix: str, folder: str) -> None:
+    """What a saver leaves that dies in the middle of a large object."""
+    with FaultyProxy(server) as proxy:
+        proxy.answer_with(500, times=1000, method="PUT", part="partNumber=2")
+        store = S3Store(server.bucket, prefix, proxy.server.endpoint, server.credentials, 0.3, 5 << 20)
+        with pytest.raises(Unreachable):
+            store.put(f"{folder}/__0_0.distcp", bytes(11 << 20))
+
+
+def test_uploads_that_nobody_will_resume_are_ended(server: S3Server) -> None:
+    """Those of earlier attempts are ended once they are old; the present attempt's, and another run's, are left."""
+    old, present = checkpoint_key(5, 1, "a"), checkpoint_key(6, 2, "a")
+    for prefix, folder in (("uploads", old), ("uploads", present), ("uploads-of-another", old)):
+        an_unfinished_upload(server, prefix, folder)
+    store = a_store(server, "uploads")
+    catalog = Catalog(store)
+    store.put(f"{present}/share-000000.json", b"{}")
+    catalog.end_uploads(2, catalog.saves())
+    assert len(list(store.unfinished())) == 2, "they are young"
+    catalog.end_uploads(2, catalog.saves(), old_seconds=0.0)
+    assert [each.key for each in store.unfinished()] == [f"{present}/__0_0.distcp"]
+    assert len(list(a_store(server, "uploads-of-another").unfinished())) == 1
+
+
+def test_without_the_right_to_see_uploads_the_rest_is_swept(server: S3Server) -> None:
+    """A store that does not tell of uploads keeps nobody from sweeping."""
+    with FaultyProxy(server) as proxy:
+        proxy.refuse("GET", "uploads")
+        store = open_store(proxy.server.uri("unseen"), proxy.server.endpoint, server.credentials)
+        assert Catalog(store).sweep(2) == ()
