@@ -201,6 +201,16 @@ RUN_GAUGES: Final = (
         lambda f: _one(f.status.checkpoint.step if f.status.checkpoint else None),
     ),
     RunGauge("mend_checkpoint_age_seconds", "Age of the newest committed checkpoint.", _checkpoint_age),
+    RunGauge(
+        "mend_checkpoint_interval_seconds",
+        "How often the run saves, where that is left to mend.",
+        lambda f: _one(f.status.interval.seconds if f.status.interval else None),
+    ),
+    RunGauge(
+        "mend_checkpoint_verified_step",
+        "Step of the newest checkpoint that was read back or restored from.",
+        lambda f: _one(max((each.ref.step for each in f.seen.store.checkpoints if each.verified), default=None)),
+    ),
     RunGauge("mend_checkpoint_stall_seconds", "How long the last save stopped the loop.", _save("stall_seconds")),
     RunGauge("mend_checkpoint_commit_seconds", "From the copy to the manifest, last save.", _save("commit_seconds")),
     RunGauge("mend_checkpoint_size_bytes", "Size of the last save.", _save("bytes")),

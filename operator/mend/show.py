@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from mend.interval import why
 from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
 from mend.noted import accepted_spec
 from mend.observe import Unreadable
@@ -83,6 +84,7 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
         yield f"  Lineage: {told}; this attempt {_began(status)}"
     if status.checkpoint is not None:
         yield escape(f"  Checkpoint: {_checkpoint(status, now)}, {status.checkpoint.uri}")
+    yield from map(escape, _saves(status, now))
     yield from map(escape, _in_memory(status, now))
     yield from (escape(f"  May restart from: {_named(each)}") for each in status.restore)
     for incident in status.incidents:
@@ -98,9 +100,14 @@ def _understood(spec: Spec) -> Iterator[str]:
     workers, saves, health, recovery = spec.workers, spec.checkpoint, spec.health, spec.recovery
     least = f", at least {workers.min_replicas}" if workers.min_replicas < workers.replicas else ""
     yield f"Workers: {workers.replicas} of {workers.ranks_per_worker} ranks{least}"
-    often = counted(saves.interval_steps) if saves.interval_steps else age(saves.interval_seconds or 0)
+    fixed = counted(saves.interval_steps) if saves.interval_steps else age(saves.interval_seconds or 0)
+    often = f"every {fixed}"
+    if saves.interval_auto:
+        often = f"as often as pays ({age(saves.min_interval_seconds)} to {age(saves.max_interval_seconds)})"
     every = f", and every {saves.keep_every}th" if saves.keep_every else ""
-    yield f"Saves: to {saves.uri}, every {often}; the newest {saves.keep_last} are kept{every}"
+    best = saves.keep_best
+    every += f", and the {best.count} best by {best.metric} ({best.mode})" if best else ""
+    yield f"Saves: to {saves.uri}, {often}; the newest {saves.keep_last} are kept{every}"
     beside = f", a snapshot every {counted(saves.memory.interval_steps)}" if saves.memory.interval_steps else ""
     copies = "copied to a buddy" if saves.memory.peers and workers.replicas > 1 else "not copied"
     yield f"Memory: the last two snapshots of each rank{beside}, {copies}"
@@ -114,6 +121,16 @@ def _understood(spec: Spec) -> Iterator[str]:
         f"Recoveries in {age(paid.window_seconds)}: {paid.user} for user errors, {paid.hang} for hangs, "
         f"{paid.infrastructure} for infrastructure, {paid.preemption} for preemption"
     )
+
+
+def _saves(status: RunStatus, now: float) -> Iterator[str]:
+    """How often the run saves if mend chose that, the last wish, and what is best."""
+    if status.interval is not None:
+        yield f"  Saves every {status.interval.seconds:.3g} s: {why(status.interval)}"
+    if (wish := status.wish) is not None and not wish.by_interval:
+        yield f"  Save asked for {age(now - wish.asked_at)} ago, at step {wish.step}: {wish.state}"
+    for score in status.scores:
+        yield f"  Score: {score.name} {score.value:.4g}, step {score.step} of attempt {score.attempt}"
 
 
 def counted(steps: int) -> str:

@@ -22,6 +22,7 @@ from mend.protocol import (
     Gather,
     Heartbeat,
     Launch,
+    MemoryReport,
     Order,
     SaveNow,
     Stop,
@@ -30,12 +31,15 @@ from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check
 from mend_trainer.command import understand
+from mend_trainer.copies.credentials import read_credentials
+from mend_trainer.copies.server import listen
 from mend_trainer.copies.tls import snapshot_token
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
 from mend_trainer.gang import Gang
 from mend_trainer.kernel import Reaper
 from mend_trainer.logs import Output
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.procfs import OutOfMemoryKills
 from mend_trainer.runtime import RuntimeFolder
 from mend_trainer.savers import Came, Guide, Holding, Said
@@ -76,6 +80,7 @@ class Supervisor:
         command = understand(settings.command)
         self._arenas = Arenas(settings.ranks_per_worker)
         self._holding = Holding()
+        self._memory_limit = pod_memory().limit_bytes
         self._standbys = Standbys(
             loop=loop,
             reaper=self._reaper,
@@ -86,6 +91,7 @@ class Supervisor:
             host=settings.host,
             wanted=settings.ranks_per_worker,
             arenas=self._arenas,
+            listener=listen(settings.host) if read_credentials(environment) else None,
             changed=self.bell.ring,
             on_said=self._hear_saver,
         )
@@ -136,6 +142,7 @@ class Supervisor:
         """A whole snapshot, as of now."""
         now = time.monotonic()
         gang, state = self._gang, self.state
+        needed = self._arenas.needed_bytes
         self._sequence += 1
         return Heartbeat(
             attempt=self.attempt,
@@ -151,6 +158,7 @@ class Supervisor:
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
             saver_port=self._standbys.saver_port,
+            memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             terminating=self._terminating,
         )
 
@@ -165,6 +173,7 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
+                return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store
