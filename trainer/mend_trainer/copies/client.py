@@ -174,9 +174,9 @@ class Connection:
             raise Unreachable(f"{self.url}: {getattr(error, 'reason', '') or error or type(error).__name__}") from error
 
 
-def pieces_of(data: memoryview) -> Iterator[memoryview]:
-    """The same bytes, a piece at a time."""
-    return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
+def pieces_of(data: memoryview, length: int = PIECE_BYTES) -> Iterator[memoryview]:
+    """The same bytes, so many at a time."""
+    return (data[start : start + length] for start in range(0, len(data), length))
 
 
 def _status(number: int) -> HTTPStatus:

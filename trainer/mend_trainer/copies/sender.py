@@ -20,7 +20,7 @@ from mend_trainer.copies.client import Connection, Unreachable, pieces_of
 from mend_trainer.copies.sheets import encode_sheet, size_of
 from mend_trainer.copies.throttle import Throttle
 from mend_trainer.copies.tls import RunTls
-from mend_trainer.copies.wire import Refused
+from mend_trainer.copies.wire import PIECE_BYTES, Refused
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Sender:
         check = self._check(buddy, snapshot)
         pace = min(throttle.bytes_per_second / 2 or _SLOWEST_BYTES_PER_SECOND, _SLOWEST_BYTES_PER_SECOND)
         give_up_at = time.monotonic() + _LEAST_SECONDS + len(snapshot.data) / pace
-        for piece in pieces_of(snapshot.data):
+        for piece in pieces_of(snapshot.data, throttle.piece_bytes(PIECE_BYTES)):
             with self._news:
                 self._news.wait_for(lambda: self._is_over(buddy), throttle.book(len(piece)))
             check()
