@@ -43,6 +43,7 @@ from mend.protocol import (
 from mend.store import StoreError
 from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
+from mend_trainer.blueprint import BLUEPRINT, Blueprint
 from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.curve import Curve
@@ -53,7 +54,7 @@ from mend_trainer.reporting import Reporter, describe
 from mend_trainer.rng import rng_state, set_rng_state
 from mend_trainer.waiting import watch_waiting
 
-_RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader")
+_RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader", BLUEPRINT)
 _COMMIT_SECONDS: Final = 900.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
@@ -96,6 +97,7 @@ class Session(Generic[B]):
         checkpoint: CheckpointPlan | None = None,
         config_digest: str = "",
         membership: Membership | None = None,
+        blueprint: Blueprint | None = None,
         final_save_seconds: float = 900.0,
     ) -> None:
         """`others` are further things with state: gradient scalers, averaged weights.
@@ -107,6 +109,8 @@ class Session(Generic[B]):
         `final_save_seconds`: for about how long the last save is tried again while the store takes nothing.
         `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
         given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
+        `blueprint` (`mend_trainer.blueprint.blueprint_of(model, tokenizer)`) goes into every checkpoint, so that
+        `mend checkpoint export` needs nothing else.
         """
         self._distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self._distributed else 0
@@ -117,6 +121,8 @@ class Session(Generic[B]):
         self._rehearse = rehearse
         self._plan = checkpoint
         self._config_digest = config_digest
+        self._blueprint = blueprint
+        self._constant = {BLUEPRINT: blueprint.value()} if blueprint is not None else {}
         self._final_save_seconds = final_save_seconds
         if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError(
@@ -188,6 +194,8 @@ class Session(Generic[B]):
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
         if launch.checkpoint is not None:
             self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
+            if self._blueprint is not None and self.rank == 0:
+                self._blueprint.keep_soon(self._checkpointer.store)
             self._agreement = SaveAgreement(
                 counters,
                 rank=self.rank,
@@ -384,7 +392,7 @@ class Session(Generic[B]):
     def _save(self, checkpointer: Checkpointer) -> bool:
         self._page.enter(Phase.SAVING)
         snapshot = self._bundle.take()
-        begun = checkpointer.save(self._step, self._tokens, snapshot.tensors, snapshot.values)
+        begun = checkpointer.save(self._step, self._tokens, snapshot.tensors, {**snapshot.values, **self._constant})
         if begun:
             self._saved_step = self._step
         self._page.enter(Phase.STEP)
