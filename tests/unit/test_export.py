@@ -144,6 +144,16 @@ def test_an_earlier_step_can_be_chosen(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_a_run_goes_on_with_and_without_a_blueprint(tmp_path: Path) -> None:
+    """It is no part of the state: a checkpoint that has one restores where none is given, and the other way round."""
+    files, _ = tokenizer_files(tmp_path, _SIZES.context)
+    for steps, with_it in ((1, True), (2, False), (3, True)):
+        model = a_reference_model()
+        uri = a_saved_run(tmp_path, model, blueprint_of(model, files) if with_it else None, steps)
+    store = open_store(uri)
+    assert [ref.step for ref in next_attempt(store)[1]] == [2, 1, 0]
+
+
 def test_an_unknown_step_is_answered_with_the_known(
     saved: tuple[str, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -383,7 +383,8 @@ class Session(Generic[B]):
             self._report(Restored(checkpoint=ref))
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
-        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values))
+        values = {name: value for name, value in restored.values.items() if name != BLUEPRINT}  # nobody's state
+        self._bundle.put(BundleState(tensors=here.tensors, values=values))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:
