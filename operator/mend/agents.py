@@ -16,8 +16,10 @@ from typing import Final
 from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target, Unauthorized
 from mend.heard import StepSamples, is_news
 from mend.link import Link, PoolHealth
-from mend.model import AgentView, Pace, StepTimes
+from mend.losses import LossWatch
+from mend.model import AgentView, LossStanding, Pace, StepTimes
 from mend.protocol import Ack, Checked, Evidence, Heartbeat, Order, Point, StreamMessage
+from mend.spec import LossSpike
 from mend.stragglers import Paces
 
 __all__ = [
@@ -43,6 +45,8 @@ class _Gang:
         self.links: dict[tuple[int, str], Link] = {}
         self.samples = StepSamples()
         self.paces = Paces()
+        self.losses = LossWatch()
+        self.loss_rule = LossSpike()
         self.evidence: dict[int, Evidence] = {}
         self.checks: dict[int, Checked] = {}
         self.is_fenced = False
@@ -155,6 +159,14 @@ class AgentPool:
         gang = self._gangs.get(run)
         return gang.paces.paces() if gang else ()
 
+    def losses(self, run: RunKey, attempt: int, rule: LossSpike) -> LossStanding | None:
+        """How the loss of this attempt lies; points that come from now on are judged by this rule."""
+        gang = self._gangs.get(run)
+        if gang is None:
+            return None
+        gang.loss_rule = rule
+        return gang.losses.standing(attempt)
+
     def connected(self) -> int:
         """How many streams are open."""
         return sum(link.connected for gang in self._gangs.values() for link in gang.links.values())
@@ -205,6 +217,7 @@ class AgentPool:
         elif message.attempt < gang.attempt:
             self.health.stale += 1
         else:
+            gang.losses.add(message.attempt, message.points, gang.loss_rule)
             self._on_points(run, message.attempt, message.points)
 
 

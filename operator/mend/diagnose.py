@@ -47,9 +47,11 @@ DEVICE_ASSERT = "device-side assert"  # a CUDA error, but of the user's: an inde
 def diagnose(spec: Spec, seen: Observation) -> Incident | None:
     """The incident of the current attempt that is visible now; None if all is well as far as one can tell.
 
-    In order of certainty: workers that are gone, ranks that ended, a loss that is no number, a gang that stands still.
+    In order of certainty: workers that are gone, ranks that ended, a loss that is no number or has gone up, a gang that
+    stands still.
     """
-    return gone(spec, seen) or _crashed(spec, seen) or _diverged(spec, seen) or _hung(spec, seen)
+    incidents = (gone, _crashed, _diverged, _spiked, _hung)
+    return next((found for look in incidents if (found := look(spec, seen)) is not None), None)
 
 
 def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
@@ -199,6 +201,33 @@ def _diverged(spec: Spec, seen: Observation) -> Incident | None:
         verdict=Verdict(reasons=("the loss is NaN or infinite",)),
         summary=f"the loss is NaN or infinite after step {broken[0].step}",
         fingerprint=f"diverged after step {broken[0].step}",
+    )
+
+
+def _spiked(spec: Spec, seen: Observation) -> Incident | None:
+    """The states before the first high loss count as sound: that loss is of the weights that its step began with."""
+    rule, losses = spec.health.loss_spike, seen.losses
+    if not rule.roll_back or losses is None or losses.above_since_step is None or losses.above < rule.points:
+        return None
+    since = losses.above_since_step
+    how_far = f"{losses.deviations:.0f} deviations" if losses.deviations else "far"
+    return Incident(
+        kind=IncidentKind.DIVERGED,
+        failure=FailureClass.USER,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank.rank for rank in seen.ranks),
+        workers=(),
+        age_seconds=losses.above_seconds,
+        verdict=Verdict(
+            reasons=(
+                f"{losses.above} losses in a row lie above {losses.bound:.4g}: {rule.deviations} deviations, and at "
+                f"least {rule.rise_percent}%, above the median of the {rule.window} before them, {losses.median:.4g}",
+                f"the newest, of step {losses.step}, is {losses.loss:.4g}: {how_far} above it",
+            )
+        ),
+        summary=f"the loss went up at step {since} and stayed: {losses.loss:.4g} after {losses.median:.4g}",
+        fingerprint=f"loss spike at step {since}",
+        sound_before=since - 1,
     )
 
 

@@ -28,7 +28,7 @@ from mend.nodechecks import begun_anew
 from mend.noted import with_progress
 from mend.presence import gang_step
 from mend.records import GATHER_SECONDS, event_reason, judged, kept, last_words, opened, recorded, under_inquiry
-from mend.restore import candidates
+from mend.restore import roll_back_limit
 from mend.rules import rule_for
 from mend.ruleset import Rule, RuleAction
 from mend.spec import Spec
@@ -176,8 +176,8 @@ def _prepared(
         spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
         status = replace(status, spent={**status.spent, incident.failure: spent})
     if tier is Tier.ROLL_BACK:
-        newest = candidates(seen.uid, status, seen.store.checkpoints)[0]
-        status = replace(status, roll_back_before=newest.ref.step)
+        limit = roll_back_limit(seen.uid, status, seen.store.checkpoints, incident.sound_before)
+        status = replace(status, roll_back_before=limit)
     gone = tiers.ended_pods(seen)
     if tier in machines.REPLACED:
         going = tiers.to_replace(spec, seen, incident)
