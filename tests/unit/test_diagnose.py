@@ -11,6 +11,7 @@ from mend.model import (
     FailureClass,
     Incident,
     IncidentKind,
+    LossStanding,
     Observation,
     PodPhase,
     RunPhase,
@@ -30,6 +31,7 @@ from mend.protocol import (
     RankExit,
     RankReport,
 )
+from mend.spec import LossSpike
 from world import a_spec
 
 SPEC = a_spec(2, 1)
@@ -505,6 +507,45 @@ def test_divergence_is_acted_on_only_when_asked_for() -> None:
     incident = diagnose(willing, scene.seen)
     assert incident is not None
     assert (incident.kind, incident.verdict.ranks) == (IncidentKind.DIVERGED, ())
+
+
+def a_standing(above: int) -> LossStanding:
+    """A loss that is high, for so many points up to step 20."""
+    return LossStanding(
+        step=20,
+        loss=9.0,
+        median=3.0,
+        bound=3.6,
+        deviations=200.0,
+        above=above,
+        above_since_step=21 - above if above else None,
+        above_seconds=0.5 * above,
+    )
+
+
+@pytest.mark.parametrize(("above", "is_one"), [(0, False), (15, False), (16, True), (17, True)])
+def test_a_loss_that_went_up_is_an_incident_once_it_has_stayed_long_enough(above: int, is_one: bool) -> None:
+    """As many points in a row as the rule says; it tells since when, and from which step on nothing is sound."""
+    willing = replace(SPEC, health=replace(SPEC.health, loss_spike=LossSpike(roll_back=True)))
+    incident = diagnose(willing, replace(Scene().seen, losses=a_standing(above)))
+    assert (incident is not None) is is_one
+    if incident is not None:
+        assert (incident.kind, incident.verdict.ranks) == (IncidentKind.DIVERGED, ())
+        assert incident.sound_before == 20 - above
+        assert incident.summary == f"the loss went up at step {21 - above} and stayed: 9 after 3"
+        assert (
+            "10 deviations, and at least 20%, above the median of the 256 before them, 3" in incident.verdict.reasons[0]
+        )
+
+
+def test_a_loss_that_went_up_is_left_alone_unless_asked_for() -> None:
+    """By default it is measured and nothing else; what is worse than a high loss comes first."""
+    assert diagnose(SPEC, replace(Scene().seen, losses=a_standing(100))) is None
+    willing = replace(SPEC, health=replace(SPEC.health, loss_spike=LossSpike(roll_back=True)))
+    crashed = replace(Scene().rank(0, exit=RankExit(signal=9)).seen, losses=a_standing(100))
+    incident = diagnose(willing, crashed)
+    assert incident is not None
+    assert incident.kind is IncidentKind.CRASHED
 
 
 @pytest.mark.parametrize(
