@@ -23,7 +23,8 @@ from mend.presence import (
     suspects,
     workers_of,
 )
-from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankReport
+from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
+from mend.shortage import shortage
 from mend.spec import Limits, Spec
 from mend.watchdog import until_bounds
 
@@ -246,6 +247,12 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     evidence = valid_evidence(seen)
     verdict = _culprit_of_hang(spec, seen, evidence)
     stands = min(rank.progress_seconds for rank in ranks)
+    short = shortage(_asked_since(seen))
+    if short is not None and short.rank in verdict.ranks:
+        verdict = replace(verdict, reasons=(*verdict.reasons, short.words))
+    proven = any(map(_cannot_go_on, evidence))
+    awaited = short if short is not None and short.until_seconds > stands and not proven else None
+    patience = max(0.0, left.patience, awaited.until_seconds - stands if awaited is not None else 0.0)
     return Incident(
         kind=IncidentKind.HUNG,
         failure=FailureClass.HANG,
@@ -256,7 +263,8 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         verdict=verdict,
         summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
         needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
-        patience_seconds=0.0 if any(map(_cannot_go_on, evidence)) else max(0.0, left.patience),
+        patience_seconds=0.0 if proven else patience,
+        awaiting=awaited.words if awaited is not None else "",
         before_stepping=verdict.is_known and not any(r.steps_done for r in ranks if r.rank in verdict.ranks),
         machine_faults=_stuck_machines(spec, seen, verdict, evidence),
     )
@@ -305,11 +313,14 @@ def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence
 
 def valid_evidence(seen: Observation) -> tuple[RankEvidence, ...]:
     """What was gathered in this attempt about ranks that have not completed a step since."""
+    return tuple(rank for each in _asked_since(seen) for rank in each.ranks)
+
+
+def _asked_since(seen: Observation) -> tuple[Evidence, ...]:
+    """The same by worker."""
     step = {rank.rank: rank.step for rank in seen.ranks}
     return tuple(
-        rank
+        replace(each, ranks=tuple(rank for rank in each.ranks if rank.step == step.get(rank.rank)))
         for each in seen.evidence
         if each.attempt == seen.status.attempt
-        for rank in each.ranks
-        if rank.step == step.get(rank.rank)
     )

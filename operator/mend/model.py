@@ -94,6 +94,7 @@ class Incident(Fact, frozen=True, kw_only=True):
     fatal: bool = False  # trying again cannot help
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
     patience_seconds: float = 0.0  # how much longer the gang may yet go on by itself: nobody is killed before
+    awaiting: str = ""  # what is about to make another incident of it, and is waited for with that patience
     fingerprint: str = ""  # equal for the same user error at the same step
     of_the_store: bool = False  # another machine would fare no better
     before_stepping: bool = False  # no step is known at which it happened: the process had not completed one

@@ -58,7 +58,8 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
             return _inquire(seen, replace(record, gather_until=now + GATHER_SECONDS))
     if incident.patience_seconds > 0:
         wait = min(incident.patience_seconds, spec.health.heartbeat_seconds)
-        return Decision(status=seen.status, reason="hung, but it may yet go on by itself", wake_after=wait)
+        why = incident.awaiting or "it may yet go on by itself"
+        return Decision(status=seen.status, reason=f"hung, but {why}", wake_after=wait)
     return _recover(spec, seen, incident, record, now)
 
 

@@ -44,6 +44,9 @@ RUNC = (
 NO_DRIVER = f"{RUNC}: error running prestart hook #0: nvidia-container-cli: initialization error: driver not loaded"
 
 
+MIB = 1 << 20
+
+
 class Scene:
     """An observation of two workers with a rank each that train well, but for what is changed."""
 
@@ -417,6 +420,58 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
     incident = late(3.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
     assert incident is not None
     assert incident.patience_seconds == pytest.approx(patience)
+
+
+def eating(growth: int, used: int, at_seconds: float = 2.5) -> Scene:
+    """Rank 1 takes up so many MiB a second, of 2 GiB of which so many are used, while rank 0 waits for it."""
+    eater = RankEvidence(
+        rank=1,
+        process_state="R",
+        step=20,
+        groups=(GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x"),),
+        recorder_answered=True,
+        progress_seconds=at_seconds,
+        memory_growth=growth * MIB,
+    )
+    scene = late(4.1).asked(evidence(0), eater)
+    scene.evidence = (
+        scene.evidence[0],
+        replace(scene.evidence[1], memory_used=used * MIB, memory_limit=2048 * MIB),
+    )
+    return scene
+
+
+def test_a_rank_that_takes_up_memory_is_left_to_the_kernel() -> None:
+    """Patience has run out, and yet nobody is killed for a hang while an OOM kill is due: that says more."""
+    incident = eating(growth=512, used=1024).incident
+    assert incident is not None
+    assert incident.patience_seconds == pytest.approx(2.5 + 3 * 2 + 2 - 4.1, abs=0.2)
+    words = "rank 1 takes up 0.5 GiB of memory a second; worker 1 has 1 of its 2 GiB in use"
+    assert incident.awaiting == words
+    assert (incident.verdict.ranks, incident.verdict.reasons[-1]) == ((1,), words)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        eating(growth=10, used=1024),  # it would last for minutes: that is no reason to stand still
+        eating(growth=512, used=1024, at_seconds=-10.0),  # it should have been killed long ago
+        eating(growth=0, used=2048),
+    ],
+)
+def test_the_kernel_is_not_waited_for_without_end(scene: Scene) -> None:
+    """Where no kill is due, or none came, it is the hang that it seems to be."""
+    incident = scene.incident
+    assert incident is not None
+    assert (incident.patience_seconds, incident.awaiting) == (0.0, "")
+
+
+def test_a_rank_that_is_killed_while_it_is_asked_about_has_crashed() -> None:
+    """The kernel's kill makes a crash of what was noted as a hang, paid by the user."""
+    incident = eating(growth=512, used=1024).rank(1, exit=RankExit(signal=9, oom_killed=True)).incident
+    assert incident is not None
+    assert (incident.kind, incident.failure) == (IncidentKind.CRASHED, FailureClass.USER)
+    assert incident.verdict.ranks == (1,)
 
 
 def test_patience_runs_out() -> None:
