@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report
 from mend.store import Data, Store, open_store
 from mend_trainer.checkpoint import Checkpointer
+from saver_thread import with_store
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -94,6 +95,7 @@ def a_checkpointer(uri: str, attempt: int, reports: list[Report], store: Store |
         attempt=attempt,
         report=reports.append,
         store=store,
+        saver=with_store(store or open_store(uri)),
         timeout_seconds=60,
     )
 
@@ -165,28 +167,30 @@ def save_twice_with_a_fault(rank: int, uri: str, spoil: str, sign: str) -> dict[
     again = None
     if spoil == "raise":
         spoilt._spoil = ""
+        state["model"]["w"].add_(1)
         assert keeper.save(3, 3, state, {})
         again = keeper.wait(60)
     return {"committed": in_time, "again": again, "step": keeper.committed_step, "reports": reports}
 
 
-def save_and_leave(rank: int, uri: str, sign: str) -> bool:
-    """Begin a save in which rank 1 never finishes, and return at once: the process must be able to end."""
-    keeper = a_checkpointer(uri, 1, [], SpoiltStore(open_store(uri), "hang" if rank == 1 else "", Path(sign)))  # type: ignore[arg-type]
-    started = keeper.save(1, 1, {"w": torch.arange(64.0), "ranks": {str(rank): {"r": torch.tensor(rank)}}}, {})
-    keeper.close(0.1)
-    return started
+def save_and_wait_to_be_killed(rank: int, uri: str, sign: str) -> None:
+    """Save with a saver of one's own, tell when the call has returned, and do nothing more."""
+    keeper = Checkpointer(CheckpointPlan(uri=uri), run="team/clio", run_uid="uid-1", attempt=1, report=lambda _: None)
+    state = {"model": {"w": torch.arange(64.0), "v": torch.ones(3, 5)}, "ranks": {str(rank): {"r": torch.tensor(rank)}}}
+    assert keeper.save(1, 1, state, {})
+    Path(f"{sign}-{rank}").touch()
+    threading.Event().wait()
 
 
 def save_while_busy(rank: int, uri: str, sign: str, go_on: str) -> list[bool]:
-    """Save while rank 1 alone is still busy with the save before."""
+    """Save while rank 1 alone is still busy with the two saves before."""
     store = open_store(uri)
     keeper = a_checkpointer(uri, 1, [], SlowStore(store, Path(sign), Path(go_on)) if rank == 1 else store)  # type: ignore[arg-type]
     state = {"w": torch.arange(64.0), "ranks": {str(rank): {"r": torch.tensor(rank)}}}
-    outcomes = [keeper.save(1, 1, state, {}), keeper.save(2, 2, state, {})]
+    outcomes = [keeper.save(step, step, state, {}) for step in (1, 2, 3)]
     if rank == 0:
         Path(go_on).touch()
-    outcomes += [keeper.wait(60), keeper.save(3, 3, state, {}), keeper.wait(60)]
+    outcomes += [keeper.wait(60), keeper.save(4, 4, state, {}), keeper.wait(60)]
     return outcomes
 
 

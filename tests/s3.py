@@ -121,6 +121,8 @@ class Fault:
     matches: Callable[[str, str], bool]
     times: int
     status: int = 503
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
     release: threading.Event = field(default_factory=threading.Event)
 
 
@@ -160,9 +162,18 @@ class FaultyProxy:
         self._http.shutdown()
         self._http.server_close()
 
-    def answer_with(self, status: int, times: int, method: str = "", part: str = "") -> None:
+    def answer_with(
+        self,
+        status: int,
+        times: int,
+        method: str = "",
+        part: str = "",
+        *,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+    ) -> None:
         """Answer so instead of asking the server."""
-        self._lay(Fault("status", _matcher(method, part), times, status=status))
+        self._lay(Fault("status", _matcher(method, part), times, status=status, body=body, headers=headers or {}))
 
     def stall(self, times: int, method: str = "", part: str = "") -> threading.Event:
         """Answer nothing until the event is set, then hang up."""
@@ -196,8 +207,10 @@ class FaultyProxy:
         kind = fault.kind if fault else ""
         if fault and kind == "status":
             handler.send_response(fault.status)
-            handler.send_header("Content-Length", "0")
+            for name, value in ({"Content-Length": str(len(fault.body))} | fault.headers).items():
+                handler.send_header(name, value)
             handler.end_headers()
+            handler.wfile.write(fault.body)
             return
         handler.close_connection = True
         if fault and kind == "stall":

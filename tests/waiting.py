@@ -21,7 +21,7 @@ async def eventually(condition: Callable[[], Any], what: str = "", seconds: floa
 
 
 def wait_until(condition: Callable[[], Any], what: str = "", seconds: float = 30.0) -> Any:
-    """The same where no event loop runs."""
+    """The same for tests without an event loop."""
     give_up_at = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < give_up_at, f"not within {seconds:g} s: {what or condition}"

@@ -20,6 +20,7 @@ from typing import Any
 
 from mend.apply import TRAINING_RUNS
 from mend.chart import draw_run
+from mend.checkpoints_cli import add_life
 from mend.controller import Controller, SteadyClock
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.dossier import Dossier, UnreadableDossier, decode
@@ -394,7 +395,9 @@ def _names(actions: tuple[Any, ...]) -> str:
 
 def _add_checkpoint(commands: Any) -> None:
     sub = commands.add_parser("checkpoint", help="what can be done with checkpoints")
-    add_export(sub.add_subparsers(metavar="COMMAND", required=True))
+    kinds = sub.add_subparsers(metavar="COMMAND", required=True)
+    add_life(kinds)
+    add_export(kinds)
 
 
 # ---------------------------------------------------------------- trying

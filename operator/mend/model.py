@@ -67,6 +67,15 @@ class Tier(StrEnum):
     GIVE_UP = "give-up"
 
 
+class Origin(StrEnum):
+    """Where the state lies, or lay, that an attempt begins with: from the nearest on."""
+
+    RANKS = "ranks"  # that rejoined, and had it in their processes
+    MEMORY = "memory"  # snapshots in the workers' own memory
+    PEER = "peer"  # the same, but some of them copies that a buddy kept
+    STORE = "store"  # a checkpoint
+
+
 class Verdict(Fact, frozen=True, kw_only=True):
     """Who did it: `ranks` is empty for `unknown`. `reasons` are sentences that a person can check."""
 
@@ -124,7 +133,7 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
     tier: Tier | None = None
     restored_step: int | None = None
-    from_peers: bool = False  # that step was handed on in memory; no checkpoint was read
+    origin: Origin | None = None  # where that step was had from; None: not known, or it began from scratch
     recovered_at: float | None = None  # first new step of all ranks
     steps_lost: int | None = None
 
@@ -179,6 +188,18 @@ class CheckpointStatus(Fact, frozen=True, kw_only=True):
     verified: bool = False  # its digests were checked (by a restore or a verification)
 
 
+class MemoryStatus(Fact, frozen=True, kw_only=True):
+    """The newest save whose snapshots lie whole in the memory of workers, and what snapshots cost there."""
+
+    step: int = -1  # -1: there is none
+    attempt: int = 0
+    seen_at: float | None = None  # when it was first seen to be whole
+    workers: int = 0  # that hold some of it
+    copied: bool | None = None  # it, or one before it, lies on two workers each; None: no worker has a buddy
+    needed_bytes: int = 0  # of each worker, for its own snapshots and the copies that it keeps; 0: not known yet
+    limit_bytes: int = 0  # of the pod; 0: none
+
+
 class WorkerCounts(Fact, frozen=True, kw_only=True):
     """Workers wanted, connected, and taking part in the current attempt."""
 
@@ -222,6 +243,56 @@ class Straggler(Fact, frozen=True, kw_only=True):
     began_at: float
 
 
+class WishState(StrEnum):
+    """What has become of a wish for a save."""
+
+    OPEN = "open"
+    ANSWERED = "answered"  # a checkpoint of its step, or of a later one, is committed
+    GIVEN_UP = "given-up"  # the order was given again and again, and none was
+
+
+class SaveWish(Fact, frozen=True, kw_only=True):
+    """A save that was asked for, by a person or since the interval that mend chose is over."""
+
+    id: str  # the value of the annotation that asked last; "" if none ever did
+    step: int  # that the gang had completed then
+    asked_at: float
+    by_interval: bool = False
+    state: WishState = WishState.OPEN
+    attempt: int = 0  # in which the order was given last; 0: not yet
+    told_at: float = 0.0
+    times: int = 0
+
+
+class IntervalInForce(Fact, frozen=True, kw_only=True):
+    """How often the run saves, where that is left to mend, and what it was worked out from."""
+
+    seconds: float
+    launched_seconds: float | None = None  # what the ranks of this attempt were told to keep by themselves
+    cost_seconds: float | None = None  # how long a save stops the loop; None: none was measured yet
+    commit_seconds: float | None = None  # from the copy to the manifest
+    failures: int = 0
+    active_seconds: float = 0.0
+
+
+class Evaluation(Fact, frozen=True, kw_only=True):
+    """What an evaluation at a step has measured."""
+
+    name: str
+    attempt: int
+    step: int
+    value: float
+
+
+class Score(Fact, frozen=True, kw_only=True):
+    """What the checkpoint of this step and attempt is worth by evaluation."""
+
+    name: str  # of the metric
+    step: int
+    attempt: int
+    value: float
+
+
 class RunStatus(Fact, frozen=True, kw_only=True):
     """Everything that the controller remembers of a run; a new leader continues from it."""
 
@@ -234,9 +305,10 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     participants: tuple[int, ...] = ()  # workers of this attempt
     places: tuple[int, ...] = ()  # who held which place when last launched; () while everybody is in his own
     restore: tuple[CheckpointRef, ...] = ()  # what this attempt's ranks were told they may start from
+    origins: tuple[Origin, ...] = ()  # where each of these lay
     keep: tuple[int, ...] = ()  # ranks of the attempt before whose processes go on in this one, if they can
     restored_step: int | None = None  # what the attempt started from (-1: fresh); None until a rank has said so
-    from_peers: bool = False  # that step was handed on in memory
+    origin: Origin | None = None  # where that step was had from
     roll_back_before: int | None = None  # restore only checkpoints below this step
     saving_until: float | None = None  # the ranks were asked to save and end, so that another gang can take over
     step: int = -1
@@ -248,6 +320,13 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     reported_at: float = 0.0  # when step, loss and ledger were last written
     accounted_at: float | None = None  # up to when the ledger is
     checkpoint: CheckpointStatus | None = None
+    wish: SaveWish | None = None  # the last one
+    interval: IntervalInForce | None = None  # None unless spec.checkpoint.interval is auto
+    evaluations: tuple[Evaluation, ...] = ()  # the newest, of the metric by which the best checkpoints are kept
+    scores: tuple[Score, ...] = ()  # of the best checkpoints
+    swept_at: float | None = None  # when leftovers were last looked for
+    memory: MemoryStatus | None = None  # as of `reported_at`
+    notices: tuple[str, ...] = ()  # that a worker will go, for which a save was asked for
     incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
     spent: dict[FailureClass, tuple[float, ...]] = {}  # when each budget was drawn on, within its window
     replacing: tuple[str, ...] = ()  # uids of pods that are to go
@@ -293,6 +372,8 @@ class WorkerPod(Fact, frozen=True, kw_only=True):
     node_ready: bool = True
     node_problems: tuple[str, ...] = ()  # conditions and taints that speak of a broken machine, in words
     node_conditions: tuple[str, ...] = ()  # "Type=Status" of those that are not as on every healthy node
+    node_leaves: str = ""  # the condition or taint that says that its node will soon be gone
+    rack: str = ""  # what its node shares with others that may fail with it; "": no label tells
     avoids: tuple[str, ...] = ()  # nodes that it was made to keep away from
     attempt: int = 0  # label: the attempt it was made for
     deleting: bool = False
@@ -315,7 +396,7 @@ class AgentView(Fact, frozen=True, kw_only=True):
 
 
 class StoredCheckpoint(Fact, frozen=True, kw_only=True):
-    """A committed checkpoint as the store's listing and its manifest tell."""
+    """A committed checkpoint as the store's listing and its manifest tell; snapshots in memory are told of alike."""
 
     ref: CheckpointRef
     run_uid: str = ""  # of the run that made it: the present one, or one that had the prefix before
@@ -323,8 +404,21 @@ class StoredCheckpoint(Fact, frozen=True, kw_only=True):
     world_size: int = 0
     tokens: int = 0
     committed_at: float = 0.0
+    bytes: int = 0
     quarantined: bool = False
     verified: bool = False
+    pinned: bool = False  # retention leaves it alone
+
+
+class StoredSave(Fact, frozen=True, kw_only=True):
+    """A save's folder, committed or not, as a listing shows it; times are the store's own."""
+
+    uri: str
+    attempt: int
+    modified_at: float  # of its newest object
+    committed: bool = False
+    quarantined_at: float | None = None
+    pinned: bool = False
 
 
 class StoreView(Fact, frozen=True, kw_only=True):
@@ -338,9 +432,11 @@ class StoreView(Fact, frozen=True, kw_only=True):
     listed_for: int = -1
     listed_beside: tuple[str, ...] = ()
     checkpoints: tuple[StoredCheckpoint, ...] = ()
+    partial: bool = False  # there may be older ones: they are still being listed
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    passed_over: str = ""  # checkpoints that the signing key does not vouch for; "" if there are none, or no key
     evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
@@ -403,8 +499,11 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     losses: LossStanding | None = None  # None while too few points are known
+    evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
+    save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False
     has_token: bool = False
+    has_tls: bool = False  # the Secret with the run's key and certificate
     deleting: bool = False
     spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
     strikes: tuple[Strike, ...] = ()  # of all runs, as the book of strikes has them
@@ -466,6 +565,10 @@ class CreateToken(Action, frozen=True, kw_only=True, tag="create-token"):
     """Make the run's Secret."""
 
 
+class CreateTls(Action, frozen=True, kw_only=True, tag="create-tls"):
+    """Make the Secret with the run's key and certificate."""
+
+
 class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
     """Make the run's headless service."""
 
@@ -502,6 +605,14 @@ class SendGather(Action, frozen=True, kw_only=True, tag="send-gather"):
     pod_uid: str
     attempt: int
     seconds: float
+
+
+class SendSaveNow(Action, frozen=True, kw_only=True, tag="send-save-now"):
+    """Tell the agent to have the gang save at the end of its step."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
 
 
 class SendCheck(Action, frozen=True, kw_only=True, tag="send-check"):
@@ -541,6 +652,12 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class SweepLeftovers(Action, frozen=True, kw_only=True, tag="sweep-leftovers"):
+    """Delete what attempts before this one have left uncommitted for long, and what was quarantined long ago."""
+
+    attempt: int
+
+
 class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
     """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
 
@@ -566,15 +683,18 @@ class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
 
 AnyAction = (
     CreateToken
+    | CreateTls
     | CreateService
     | CreateWorker
     | DeleteWorker
     | SendLaunch
     | SendGather
+    | SendSaveNow
     | SendCheck
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | SweepLeftovers
     | KeepEvidence
     | StrikeNode
     | LiftStrikes

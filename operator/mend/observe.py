@@ -12,10 +12,18 @@ from mend import nodehealth
 from mend.agents import Target
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.model import Observation, PodPhase, WorkerPod
-from mend.protocol import AGENT_PORT, ANNOTATION_AVOIDS, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
+from mend.protocol import (
+    AGENT_PORT,
+    ANNOTATION_AVOIDS,
+    ANNOTATION_SAVE_NOW,
+    LABEL_ATTEMPT,
+    LABEL_WORKER,
+    TRAINER_CONTAINER,
+)
 
 JsonObject = Mapping[str, Any]
 LOG_LINES = 20
+SAVE_NOW_LIMIT = 64  # of the annotation, which is kept in the status
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ def bare_observation(run: JsonObject, now: float) -> Observation:
         created_at=_seconds(meta.get("creationTimestamp"), now),
         status=from_resource(run.get("status")),
         deleting=bool(meta.get("deletionTimestamp")),
+        save_now=str((meta.get("annotations") or {}).get(ANNOTATION_SAVE_NOW) or "")[:SAVE_NOW_LIMIT],
     )
 
 
@@ -69,6 +78,8 @@ def worker_pod(pod: JsonObject, nodes: Mapping[str, JsonObject], now: float) -> 
         node_ready=nodehealth.is_ready(nodes.get(node, {})),
         node_problems=nodehealth.problems(nodes.get(node, {})),
         node_conditions=nodehealth.unusual_conditions(nodes.get(node, {})),
+        node_leaves=nodehealth.leaving(nodes.get(node, {})),
+        rack=nodehealth.rack(nodes.get(node, {})),
         avoids=tuple(filter(None, ((meta.get("annotations") or {}).get(ANNOTATION_AVOIDS) or "").split(","))),
         attempt=_number(labels.get(LABEL_ATTEMPT), 0),
         deleting=bool(meta.get("deletionTimestamp")),

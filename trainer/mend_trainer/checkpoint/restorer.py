@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import torch
 
-from mend.manifest import Manifest, NewerManifest, UnreadableManifest, decode_manifest
+from mend.manifest import Manifest, NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
 from mend.protocol import MANIFEST_NAME, QUARANTINE_NAME, Ancestor, CheckpointRef, Message, Quarantined, Report
 from mend.store import NotFound, Store, StoreError, of_reason
 from mend_trainer.checkpoint.dcp import Corrupt
 from mend_trainer.checkpoint.fit import compare, surplus_problem
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import leaves
+from mend_trainer.checkpoint.memory import Memory, NotHad
 from mend_trainer.checkpoint.outcome import CheckpointsUnreadable, MisfitError, RestoredState
 from mend_trainer.checkpoint.reader import load
 
@@ -56,7 +57,7 @@ class _FitFound(Message, frozen=True, kw_only=True):
 
 
 class _Rejected(Exception):
-    """This candidate cannot be had; `mark` says whether the store's copy is to be marked."""
+    """This candidate cannot be had; `mark` says whether it is to be marked, so that nobody tries it again."""
 
     def __init__(self, reason: str, *, mark: bool) -> None:
         super().__init__(reason)
@@ -67,24 +68,33 @@ class _Rejected(Exception):
 def restore(
     gang: Gang,
     store: Store,
+    memory: Memory,
     candidates: Sequence[CheckpointRef],
     state: Mapping[str, Any],
     report: Callable[[Report], None],
     mark: Callable[[], None],
-) -> RestoredState:
+    key: bytes | None = None,
+) -> RestoredState | None:
     """As `Checkpointer.restore`, of at least one candidate."""
     tensors = {".".join(path): leaf for path, leaf in leaves(state)}
     rejections: list[str] = []
     for ref in candidates:
         try:
-            return _restore_one(gang, store, ref, tensors, mark)
+            if ref.save_in_memory:
+                return _remember(gang, memory, ref, tensors, mark)
+            return _restore_one(gang, store, ref, tensors, mark, key)
         except _Rejected as rejected:
             rejections.append(f"{ref.uri}: {rejected.reason}")
+            if ref.save_in_memory:  # it was never more than a hope: who said so may have died since
+                _log.warning("step %d is not restored from memory: %s", ref.step, rejected.reason)
+                continue
             _log.error("checkpoint %s cannot be restored: %s", ref.uri, rejected.reason)
             if gang.rank == 0:
                 if rejected.mark:
                     _mark(store, ref, rejected.reason)
                 report(Quarantined(uri=ref.uri, reason=rejected.reason))
+    if all(ref.save_in_memory for ref in candidates):
+        return None  # the run has no checkpoint yet
     raise CheckpointsUnreadable("no checkpoint can be restored: " + "; ".join(rejections))
 
 
@@ -96,16 +106,46 @@ def folder_of(store: Store, ref: CheckpointRef) -> str:
 
 
 def _restore_one(
-    gang: Gang, store: Store, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+    gang: Gang,
+    store: Store,
+    ref: CheckpointRef,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
+    key: bytes | None,
 ) -> RestoredState:
     folder = folder_of(store, ref)
-    manifest = _agreed_manifest(gang, store, folder)
+    manifest = _agreed_manifest(gang, store, folder, key)
+    if elsewhere := misplacement(manifest, folder):
+        raise _Rejected(elsewhere, mark=True)
+    return _restore_from(gang, store, folder, manifest, ref, tensors, mark)
+
+
+def _remember(
+    gang: Gang, memory: Memory, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+) -> RestoredState:
+    """As `_restore_one`, from the memory of workers."""
+    try:
+        manifest = memory.manifest(gang, ref.save_in_memory)
+    except NotHad as missing:
+        raise _Rejected(str(missing), mark=False) from missing
+    return _restore_from(gang, memory, ref.save_in_memory, manifest, ref, tensors, mark)
+
+
+def _restore_from(
+    gang: Gang,
+    source: Store | Memory,
+    folder: str,
+    manifest: Manifest,
+    ref: CheckpointRef,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
+) -> RestoredState:
     if (manifest.step, manifest.attempt) != (ref.step, ref.attempt):
         found = f"step {manifest.step} of attempt {manifest.attempt}"
         raise _Rejected(f"its manifest is that of {found}, not of step {ref.step} of {ref.attempt}", mark=True)
     absent = _check_fit(gang, ref, manifest, tensors)
     present = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    _agree_on(gang, _load(store, folder, manifest, present, mark))
+    _agree_on(gang, ref, _load(source, folder, manifest, present, mark))
     return RestoredState(
         ref=ref,
         step=manifest.step,
@@ -120,8 +160,8 @@ def _restore_one(
     )
 
 
-def _agreed_manifest(gang: Gang, store: Store, folder: str) -> Manifest:
-    """Read by rank 0 alone, so that all ranks work from the same bytes."""
+def _agreed_manifest(gang: Gang, store: Store, folder: str, key: bytes | None) -> Manifest:
+    """Read by rank 0 alone, so that all ranks work from the same bytes; each checks the signature itself."""
     fetched = _fetch(store, f"{folder}/{MANIFEST_NAME}") if gang.rank == 0 else _Fetched()
     fetched = msgspec.json.decode(gang.hear_first(msgspec.json.encode(fetched)), type=_Fetched)
     if fetched.failure:
@@ -129,8 +169,8 @@ def _agreed_manifest(gang: Gang, store: Store, folder: str) -> Manifest:
     if fetched.missing:
         raise _Rejected(f"it has no manifest: {fetched.missing}", mark=False)
     try:
-        return decode_manifest(fetched.manifest)
-    except NewerManifest as error:
+        return decode_manifest(fetched.manifest, key)
+    except (NewerManifest, Untrusted) as error:
         raise _Rejected(f"its manifest: {error}", mark=False) from error
     except UnreadableManifest as error:
         raise _Rejected(f"its manifest: {error}", mark=True) from error
@@ -159,10 +199,19 @@ def _check_fit(
 
 
 def _load(
-    store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+    source: Store | Memory,
+    folder: str,
+    manifest: Manifest,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
 ) -> _Loaded:
     try:
-        load(store, folder, manifest, tensors, mark)
+        if not isinstance(source, Memory):
+            load(source, folder, manifest, tensors, mark)
+        else:
+            load(source, folder, manifest, tensors, mark, source.view)
+            if not source.is_unchanged:
+                return _Loaded(corrupt="a snapshot was replaced while it was read")
     except Corrupt as error:
         return _Loaded(corrupt=str(error))
     except StoreError as error:
@@ -170,13 +219,15 @@ def _load(
     return _Loaded()
 
 
-def _agree_on(gang: Gang, loaded: _Loaded) -> None:
+def _agree_on(gang: Gang, ref: CheckpointRef, loaded: _Loaded) -> None:
     """Raise on all ranks what any of them met; a store that did not answer proves nothing about the checkpoint."""
     ranks = [msgspec.json.decode(said, type=_Loaded) for said in gang.gather(msgspec.json.encode(loaded))]
     for rank, found in enumerate(ranks):
         if found.corrupt:
             raise _Rejected(f"{found.corrupt} (found by rank {rank})", mark=True)
     for found in ranks:
+        if found.failure and ref.save_in_memory:
+            raise _Rejected(str(found.failure.error()), mark=False)
         if found.failure:
             raise found.failure.error()
 
