@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,12 +55,23 @@ def a_saved_run(folder: Path, model: nn.Module, blueprint: Blueprint | None, ste
     return uri
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """The folder of a run that saved a reference model, and the model as it was saved last."""
+    folder, model = tmp_path_factory.mktemp("original"), a_reference_model()
+    files, _ = tokenizer_files(folder, _SIZES.context)
+    a_saved_run(folder, model, blueprint_of(model, files), steps=2)
+    return folder, model
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[str, nn.Module]:
-    """A saved reference model: the prefix, and the model as it was saved last."""
-    model = a_reference_model()
-    files, _ = tokenizer_files(tmp_path, _SIZES.context)
-    return a_saved_run(tmp_path, model, blueprint_of(model, files)), model
+def saved(original: tuple[Path, nn.Module], tmp_path: Path) -> tuple[str, nn.Module]:
+    """The same for a test to spoil: its prefix, and the model."""
+    folder, model = original
+    shutil.copytree(folder / "store", tmp_path / "store")
+    for older in (tmp_path / "store" / "run").glob("step-000000000000"):
+        shutil.rmtree(older)
+    return f"file://{tmp_path}/store/run", model
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -82,7 +94,7 @@ def test_transformers_loads_the_very_model(saved: tuple[str, nn.Module], tmp_pat
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(model))
     told = json.loads((tmp_path / "out" / "mend.json").read_text())
-    assert (told["step"], told["tokens"]) == (0, 24)
+    assert (told["step"], told["tokens"]) == (1, 48)
     assert told["checkpoint"] == next_attempt(open_store(uri))[1][0].uri
 
 
@@ -132,16 +144,15 @@ def test_a_model_of_transformers_keeps_its_names(tmp_path: Path) -> None:
     assert b"lm_head" not in header[: header.index(b"}}")]
 
 
-def test_an_earlier_step_can_be_chosen(tmp_path: Path) -> None:
-    """By its number or by its own address; an unknown one is answered with those that there are."""
-    model = a_reference_model()
-    files, _ = tokenizer_files(tmp_path, 64)
-    uri = a_saved_run(tmp_path, model, blueprint_of(model, files), steps=3)
-    assert main(["checkpoint", "export", uri, "--to", str(tmp_path / "one"), "--step", "1"]) == 0
+def test_an_earlier_step_can_be_chosen(original: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """By its number or by its own address: the same weights, and not those of the newest."""
+    uri = f"file://{original[0]}/store/run"
+    assert main(["checkpoint", "export", uri, "--to", str(tmp_path / "one"), "--step", "0"]) == 0
     address = json.loads((tmp_path / "one" / "mend.json").read_text())["checkpoint"]
     assert main(["checkpoint", "export", address, "--to", str(tmp_path / "two")]) == 0
-    weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("one", "two")]
-    assert weights[0] == weights[1]
+    assert main(["checkpoint", "export", uri, "--to", str(tmp_path / "newest")]) == 0
+    one, two, newest = ((tmp_path / each / "model.safetensors").read_bytes() for each in ("one", "two", "newest"))
+    assert one == two != newest
 
 
 def test_a_run_goes_on_with_and_without_a_blueprint(tmp_path: Path) -> None:
@@ -160,7 +171,7 @@ def test_an_unknown_step_is_answered_with_the_known(
     """So is a prefix without any checkpoint, and one that is no address."""
     uri, _ = saved
     out = str(tmp_path / "out")
-    assert "there are those of steps: 0" in refusal(capsys, uri, "--to", out, "--step", "7")
+    assert "there are those of steps: 1" in refusal(capsys, uri, "--to", out, "--step", "7")
     assert "of steps: none" in refusal(capsys, f"{uri}-other", "--to", out)
     assert "expected s3://" in refusal(capsys, "gs://bucket/run", "--to", out)
     assert not Path(out).exists()
