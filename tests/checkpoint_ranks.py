@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report
 from mend.store import Data, Store, open_store
 from mend_trainer.checkpoint import Checkpointer
+from mend_trainer.checkpoint.arena import Arena, Header, Origin
+from mend_trainer.checkpoint.layout import blocks_of, local_tensors
 from saver_thread import with_store
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -171,6 +173,25 @@ def save_twice_with_a_fault(rank: int, uri: str, spoil: str, sign: str) -> dict[
         assert keeper.save(3, 3, state, {})
         again = keeper.wait(60)
     return {"committed": in_time, "again": again, "step": keeper.committed_step, "reports": reports}
+
+
+def copy_until_killed(rank: int, path: str) -> None:
+    """Take snapshot after snapshot of a state whose numbers are all the step's."""
+    arena = Arena.attach(path)
+    state = {"model": {"w": torch.zeros(4 << 20, dtype=torch.int64)}}
+    blocks = tuple(blocks_of(state))
+    step = 0
+    while True:
+        state["model"]["w"].fill_(step)
+        draft = arena.begin(blocks)
+        assert draft is not None
+        draft.fill(local_tensors(state))
+        origin = Origin(
+            run="r", run_uid="u", attempt=1, lineage=(), config_digest="", step=step, tokens=step, values={}
+        )
+        header = Header(save_id=f"{step:016x}", origin=origin, rank=0, world_size=1, blocks=blocks, uri="")
+        draft.publish(header, owed=False)
+        step += 1
 
 
 def save_and_wait_to_be_killed(rank: int, uri: str, sign: str) -> None:

@@ -22,7 +22,7 @@ from mend.kube.errors import ApiError, NotFound
 from mend.manifest import signing_key
 from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
 from mend.observe import decoded
-from mend.protocol import SIGNING_SECRET_KEY, CheckpointRef
+from mend.protocol import AUTHORITY_SECRET_KEY, SIGNING_SECRET_KEY, CheckpointRef
 from mend.restore import MAX_CANDIDATES, candidates
 from mend.spec import Checkpointing
 from mend.store import Credentials, StoreError, open_store
@@ -31,13 +31,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_SECONDS = 2.0
-AWS_NAMES = (
+CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
+    AUTHORITY_SECRET_KEY,
 )
 DEADLINE_SECONDS = 10.0
 NO_CONDITIONAL_WRITES = (
@@ -64,6 +65,7 @@ class _Prefix:
     spoilt: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
     pruned: set[str] = field(default_factory=set)
+    spared: set[str] = field(default_factory=set)  # by the catalog, which found them to be pinned or verified
     evidence_problem: str = ""
 
 
@@ -122,6 +124,7 @@ class Prefixes:
                 each,
                 quarantined=each.quarantined or uri in prefix.spoilt,
                 verified=each.verified or uri in prefix.verified,
+                pinned=each.pinned or uri in prefix.spared,
             )
             for uri, each in sorted(known.items())
         )
@@ -171,6 +174,7 @@ class Prefixes:
 
     async def _list(self, run: RunKey, prefix: _Prefix, status: RunStatus) -> None:
         prefix.pruned.clear()
+        prefix.spared.clear()
         try:
             if prefix.catalog is None:
                 prefix.catalog = await self._open(run, prefix)
@@ -219,11 +223,12 @@ class Prefixes:
 
     async def _prune(self, run: RunKey, prefix: _Prefix, catalog: Catalog, uris: tuple[str, ...]) -> None:
         try:
-            await self._in_thread(catalog.prune, uris)
+            spared = await self._in_thread(catalog.prune, uris)
         except StoreError as error:
             log.warning("run %s: retention could not delete: %s", "/".join(run), error)
         else:
-            gone = set(uris)
+            gone = set(uris) - set(spared)
+            prefix.spared |= set(spared)
             prefix.pruned |= gone
             left = tuple(each for each in prefix.view.checkpoints if each.ref.uri not in gone)
             prefix.view = replace(prefix.view, checkpoints=left)
@@ -265,7 +270,7 @@ class Prefixes:
 
     async def _credentials(self, run: RunKey, name: str | None) -> dict[str, str]:
         """The Secret that the spec names, as environment; none means what AWS tools find in the controller's own."""
-        return await self._secret(run, "credentialsSecret", name, AWS_NAMES) if name is not None else {}
+        return await self._secret(run, "credentialsSecret", name, CREDENTIALS) if name is not None else {}
 
     async def _signing_key(self, run: RunKey, name: str | None) -> bytes | None:
         """The key that the run's manifests are signed with; None if they are not to be."""
@@ -311,6 +316,7 @@ def _open(rules: Checkpointing, environment: Mapping[str, str], key: bytes | Non
         secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
         session_token=environment.get("AWS_SESSION_TOKEN"),
         region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
+        authority=environment.get(AUTHORITY_SECRET_KEY),
     )
     endpoint = rules.endpoint or environment.get("AWS_ENDPOINT_URL")
     store = open_store(rules.uri, endpoint, credentials, deadline_seconds=DEADLINE_SECONDS)

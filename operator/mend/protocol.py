@@ -39,6 +39,7 @@ AGENT_PORT: Final = 7117
 AGENT_PORT_NAME: Final = "mend-agent"
 AGENT_COMMAND: Final = "mend-agent"
 TOKEN_SECRET_KEY: Final = "token"
+AUTHORITY_SECRET_KEY: Final = "ca.crt"  # in the Secret with the store's credentials; may be absent
 TLS_SECRET_KEY: Final = "tls.pem"
 SIGNING_SECRET_KEY: Final = "signing.key"
 
@@ -62,7 +63,7 @@ ENV_HEARTBEAT_SECONDS: Final = "MEND_HEARTBEAT_SECONDS"
 ENV_GRACE_SECONDS: Final = "MEND_GRACE_SECONDS"
 ENV_TLS_PEM: Final = "MEND_TLS_PEM"  # key and certificate of the run, by which workers know each other
 ENV_SIGNING_KEY: Final = "MEND_SIGNING_KEY"  # of manifests; absent: they are not signed
-ENV_STORE_AUTHORITY: Final = "MEND_STORE_AUTHORITY"  # path of PEM certificates; read if there is such a file
+ENV_STORE_AUTHORITY: Final = "MEND_STORE_AUTHORITY"  # PEM certificates to check the store's against
 ENV_STORE_REQUESTS: Final = "MEND_STORE_REQUESTS_PER_SECOND"  # by one process; absent: without limit
 ENV_PRELOAD: Final = "MEND_PRELOAD"  # comma-separated modules a standby imports beside torch
 # Given to a rank by its agent, beside torchrun's RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK,
@@ -508,8 +509,6 @@ PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 ANNOUNCEMENTS_FOLDER: Final = "newest"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
-# Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
-SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 

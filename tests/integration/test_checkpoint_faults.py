@@ -354,7 +354,7 @@ print([type(report).__name__ for report in reports], reports[0].error)
     done = subprocess.run([sys.executable, "-c", program, uri], capture_output=True, text=True, check=True)
     assert "['SaveFailed', 'Committed']" in done.stdout
     assert "spec.checkpoint.keepLast" in done.stdout
-    assert [entry.key[:17] for entry in open_store(uri).list("", delimiter="/")] == ["step-000000000002"]
+    assert [entry.key[:17] for entry in open_store(uri).list("step-", delimiter="/")] == ["step-000000000002"]
 
 
 @pytest.mark.parametrize("values", [{"loss": float("nan")}, {"inf": float("inf")}, {"odd": object()}])

@@ -48,6 +48,8 @@ from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
+from mend_trainer.need import check, needed_bytes
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.progress import ProgressPage
 from mend_trainer.rejoining import Rejoining
 from mend_trainer.reporting import Reporter, describe
@@ -209,7 +211,17 @@ class Session(Generic[B]):
             )
         if not self._take_up(launch):
             self._restore(launch)
+        if self._checkpointer is not None:
+            self._check_memory(self._checkpointer, copies=bool(launch.buddy))
         self._step_began = time.monotonic()
+
+    def _check_memory(self, checkpointer: Checkpointer, *, copies: bool) -> None:
+        """Better told now than by the kernel at the first save."""
+        optimizers = self._optimizer if isinstance(self._optimizer, Sequence) else [self._optimizer]
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = needed_bytes(self._model, optimizers, world=self.world_size, ranks_here=ranks_here, copies=copies)
+        checkpointer.arena.words.needed_bytes = needed
+        check(needed, checkpointer.bytes_in_memory, pod_memory())
 
     def _make_checkpointer(self, launch: Launch, plan: CheckpointPlan) -> Checkpointer:
         before = self._checkpointer
@@ -444,7 +456,7 @@ class Session(Generic[B]):
         deadline = time.monotonic() + _COMMIT_SECONDS
         while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
             self._page.mark()
-        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)])
+        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)], self._page.mark)
         return not failed
 
     def _report(self, report: Report) -> None:

@@ -36,6 +36,7 @@ class ArenaWord(IntEnum):
 
     MAGIC = 0
     COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
+    NEEDED = 2  # by the rank: bytes that the snapshots of its whole worker need
 
 
 class SlotWord(IntEnum):
@@ -110,6 +111,15 @@ class Words:
     @committed.setter
     def committed(self, attempt_and_step: tuple[int, int]) -> None:
         self._words[ArenaWord.COMMITTED] = packed(*attempt_and_step)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the snapshots of the worker need, as the rank has found; 0 before."""
+        return self._words[ArenaWord.NEEDED]
+
+    @needed_bytes.setter
+    def needed_bytes(self, count: int) -> None:
+        self._words[ArenaWord.NEEDED] = count
 
 
 def packed(attempt: int, step: int) -> int:

@@ -21,6 +21,7 @@ from mend.protocol import (
     Gather,
     Heartbeat,
     Launch,
+    MemoryReport,
     Order,
     SaveNow,
     Stop,
@@ -34,6 +35,7 @@ from mend_trainer.evidence import gather
 from mend_trainer.gang import Gang
 from mend_trainer.kernel import Reaper
 from mend_trainer.logs import Output
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.procfs import OutOfMemoryKills
 from mend_trainer.runtime import RuntimeFolder
 from mend_trainer.savers import Came, Guide, Holding, Said
@@ -74,6 +76,7 @@ class Supervisor:
         command = understand(settings.command)
         self._arenas = Arenas(settings.ranks_per_worker)
         self._holding = Holding()
+        self._memory_limit = pod_memory().limit_bytes
         self._standbys = Standbys(
             loop=loop,
             reaper=self._reaper,
@@ -139,6 +142,7 @@ class Supervisor:
         """A whole snapshot, as of now."""
         now = time.monotonic()
         gang, state = self._gang, self.state
+        needed = self._arenas.needed_bytes
         self._sequence += 1
         return Heartbeat(
             attempt=self.attempt,
@@ -154,6 +158,7 @@ class Supervisor:
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
             saver_port=self._holding.port,
+            memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             terminating=self._terminating,
         )
 

@@ -63,8 +63,8 @@ def open_store(
     """The store at a prefix. Opens no connection; `probe()` does.
 
     Credentials and region not given come from where AWS tools look (AWS_* in the environment, profile, web identity),
-    the endpoint from AWS_ENDPOINT_URL, the authority from MEND_STORE_AUTHORITY (if there is such a file) or
-    AWS_CA_BUNDLE, and the budget of requests, which all threads of this store share, from
+    the endpoint from AWS_ENDPOINT_URL, the authority's certificates from MEND_STORE_AUTHORITY
+    or the file AWS_CA_BUNDLE, and the budget of requests, which all threads of this store share, from
     MEND_STORE_REQUESTS_PER_SECOND. Transient failures are retried until `deadline_seconds` after a call began.
 
     Raises ValueError for an address that is neither s3://BUCKET[/PREFIX] nor file:///PATH, and for a budget that is no
@@ -81,19 +81,13 @@ def open_store(
                 endpoint,
                 credentials,
                 deadline_seconds,
-                authority_file=_authority_file(),
+                authority=os.environ.get(ENV_STORE_AUTHORITY, ""),
                 requests_per_second=requests_per_second or _requests_per_second(),
             )
         case "file" if not address.netloc and address.path.strip("/"):
             return FileStore(Path(address.path.rstrip("/")), deadline_seconds)
         case _:
             raise ValueError(f"checkpoint uri {uri!r}: expected s3://BUCKET[/PREFIX] or file:///PATH")
-
-
-def _authority_file() -> str:
-    """The `ca.crt` of the run's Secret, where it has one: pods name the file whether it is there or not."""
-    named = os.environ.get(ENV_STORE_AUTHORITY, "")
-    return named if named and Path(named).is_file() else ""
 
 
 def _requests_per_second() -> float | None:

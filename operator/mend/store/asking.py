@@ -38,7 +38,7 @@ class Asking:
             self.meter.count(kind, again=tries > 1, sent=sent, received=received, waited_seconds=waited_seconds)
             try:
                 return ask()
-            except (ClientError, BotoCoreError, HTTPError) as error:
+            except (ClientError, BotoCoreError, HTTPError, FileNotFoundError, PermissionError) as error:
                 raise translate(error, where) from error
 
         return until(self.deadline_seconds, translated)

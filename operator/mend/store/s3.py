@@ -46,7 +46,7 @@ class S3Store:
         part_bytes: int = PART_BYTES,
         workers: int = WORKERS,
         *,
-        authority_file: str = "",
+        authority: str = "",
         requests_per_second: float | None = None,
     ) -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -59,8 +59,8 @@ class S3Store:
         named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         in_clear = bool(named) and not str(named).startswith("https:")
         try:
-            self._client = make_client(endpoint, keys, authority_file, sign_payload=in_clear)
-            sender = make_client(endpoint, keys, authority_file, sign_payload=False) if in_clear else self._client
+            self._client = make_client(endpoint, keys, authority, sign_payload=in_clear)
+            sender = make_client(endpoint, keys, authority, sign_payload=False) if in_clear else self._client
         except (ValueError, BotoCoreError, OSError) as error:  # ValueError: botocore's word for no URL
             given = f"endpoint {endpoint!r}, region {keys.region!r}"
             raise BadAddress(self.uri, f"{given}: {error}") from error

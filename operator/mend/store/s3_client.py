@@ -30,13 +30,14 @@ class Credentials:
     authority: str | None = field(default=None, repr=False)  # PEM certificates to check the service's against
 
 
-def make_client(endpoint: str | None, credentials: Credentials, authority_file: str, *, sign_payload: bool) -> Any:
+def make_client(endpoint: str | None, credentials: Credentials, authority: str, *, sign_payload: bool) -> Any:
     """boto3's plain client; raises ValueError or BotoCoreError for an endpoint or a region that is none.
 
     Without `sign_payload` its checksum guards an upload, and a signature only the request around it: SHA-256 would be
     the main cost of saving.
     """
     named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    trusted = credentials.authority or authority
     core = botocore.session.get_session()
     core.register_component("data_loader", loader := descriptions())
     session = boto3.Session(
@@ -62,7 +63,7 @@ def make_client(endpoint: str | None, credentials: Credentials, authority_file: 
         endpoint_url=endpoint,
         config=config,
         region_name=None if session.region_name else "us-east-1",
-        verify=_authority_path(credentials.authority) if credentials.authority else authority_file or None,
+        verify=_authority_path(trusted) if trusted else None,
     )
     client.meta.events.register("before-sign.s3", _drop_expect)
     client.meta.events.register("before-send.s3", _send_slices)

@@ -66,6 +66,9 @@ _WRONG_REGION: Final = frozenset(
     {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
+_IDENTITY: Final = (
+    "check AWS_ROLE_ARN, AWS_WEB_IDENTITY_TOKEN_FILE and what the role's trust policy says of the service account"
+)
 _NO_CREDENTIALS: Final = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -78,6 +81,8 @@ def translate(error: Exception, where: str) -> StoreError:
     """The error of the closed set; transient for 429, 5xx, timeouts, lost connections and half answers."""
     if isinstance(error, boto.ClientError):
         return _from_answer(error.response, where, error.operation_name)
+    if isinstance(error, FileNotFoundError | PermissionError):  # of the token's file: nothing else is read
+        return BadCredentials(where, str(error), remedy=_IDENTITY)
     if isinstance(error, _NO_CREDENTIALS):
         return BadCredentials(where, str(error))
     if isinstance(error, boto.ParamValidationError):
@@ -106,6 +111,8 @@ def _from_answer(answer: Mapping[str, Any], where: str, operation: str) -> Store
     headers = facts.get("HTTPHeaders", {})
     detail = f"{operation}: HTTP {status} {code}" + (f": {message}" if message and message != code else "")
     known = _BY_CODE.get(code) or (None if code in _BUSY_CODES else _BY_STATUS.get(status))
+    if operation.startswith("AssumeRole") and (known or status < 500):
+        return BadCredentials(where, detail, remedy=_IDENTITY)
     if known is Forbidden:
         right = f"s3:{_RIGHTS.get(operation, operation)}"
         remedy = f"{Forbidden.remedy}; {right} is missing: docs/storage.md has the policy"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -177,6 +178,7 @@ class Arena:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self.words = Words(descriptor)
         self._regions: dict[tuple[int, int], memoryview] = {}
         self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again

@@ -29,7 +29,7 @@ from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.gang import make_gang
 from mend_trainer.checkpoint.layout import Block, assign, blocks_of, leaves, local_tensors, signature
 from mend_trainer.checkpoint.links import AgentsSaver, OwnSaver, SaverLink
-from mend_trainer.checkpoint.memory import Connect, Memory
+from mend_trainer.checkpoint.memory import Connect, Memory, bytes_present
 from mend_trainer.checkpoint.outcome import RestoredState
 from mend_trainer.checkpoint.restorer import restore
 from mend_trainer.checkpoint.signing import key_of
@@ -114,6 +114,11 @@ class Checkpointer:
     def stall_seconds(self) -> float:
         """How long the last `save` stopped its caller."""
         return self._stall_seconds
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """What the arenas of this worker take already."""
+        return bytes_present(self.arena)
 
     def save(
         self, step: int, tokens: int, state: Mapping[str, Any], values: Mapping[str, Any], *, owed: bool = True
