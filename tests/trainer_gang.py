@@ -165,6 +165,9 @@ class TrainerGang:
             assert rank.exit_code() is None
 
 
+TINY_MODEL = "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}"
+
+
 def a_little_text(folder: Path) -> Path:
     """Some files of text to train on, in this empty folder."""
     for number in range(40):
@@ -178,7 +181,7 @@ def tiny_arguments(text: Path, *, steps: int, **changes: object) -> list[str]:
         "steps": steps,
         "global_batch": 4,
         "schedule.warmup_steps": 2,
-        "model": "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}",
+        "model": TINY_MODEL,
         "data.text": text,
         "data.sequence_length": 16,
         "data.cache": text.parent / "cache",

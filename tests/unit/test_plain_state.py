@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mend_trainer.plain import NotPlain, join, split
+from mend_trainer.plain import NotPlain, join, keys, split
 
 _LEAVES = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
 _KEYS = st.text() | st.integers() | st.sampled_from(["$tensor", "$tuple", "$float", "$items"])
@@ -31,6 +31,13 @@ def test_trees_survive_json(tree: Any) -> None:
     again = join(json.loads(json.dumps(plain, allow_nan=False)), tensors)
     assert again == tree
     assert repr(again) == repr(tree)
+
+
+@given(tree=st.dictionaries(_KEYS, _LEAVES))
+def test_keys_are_known_without_tensors(tree: dict[Any, Any]) -> None:
+    """Whatever they are."""
+    plain, _ = split(tree, "state")
+    assert keys(json.loads(json.dumps(plain, allow_nan=False))) == set(tree)
 
 
 def test_tensors_are_set_aside_by_path() -> None:

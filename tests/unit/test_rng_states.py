@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mend_trainer.rng import rng_state, seed_generators, set_rng_state
+from mend_trainer.rng import device_names, rng_state, seed_generators, set_rng_state
 
 
 def draws() -> list[float]:
@@ -40,6 +40,27 @@ def test_shapes_never_change() -> None:
     before = {name: state.shape for name, state in rng_state().items()}
     draws()
     assert {name: state.shape for name, state in rng_state().items()} == before
+
+
+@pytest.mark.parametrize("own", range(4))
+def test_devices_are_counted_from_the_ranks_own(own: int) -> None:
+    """`cuda0` is the one it computes on, so its numbers go with it to a device of another number; none is left out."""
+    names = device_names(own, 4)
+    assert names["cuda0"] == own
+    assert sorted(names.values()) == list(range(4))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_generators_of_cuda_devices_continue() -> None:
+    """Of every device, whichever is the current one."""
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    for device in devices:
+        torch.rand(3, device=device)
+    saved = rng_state()
+    expected = [torch.rand(3, device=device).tolist() for device in devices]
+    seed_generators(9, 9)
+    set_rng_state(saved)
+    assert [torch.rand(3, device=device).tolist() for device in devices] == expected
 
 
 def test_ranks_draw_numbers_of_their_own() -> None:

@@ -45,6 +45,12 @@ def test_a_file_and_settings_on_top(tmp_path: Path) -> None:
         ("model=tiny", "model: 'tiny', expected `object`, got `str`"),
         ("data.sequence_length=4096", "data.sequence_length: 4096, expected at most model.context (512)"),
         ("schedule.warmup_steps=900", "schedule.warmup_steps: 900, expected at most steps"),
+        ("model.attention_dropout=1", "model.attention_dropout: 1.0, expected at least 0 and less than 1"),
+        (
+            "parallel={strategy: fsdp2, precision: float16}",
+            "parallel.precision: 'float16', expected bfloat16 or float32",
+        ),
+        ("accept_changes=[seed]", "accept_changes: 'seed', expected some of global_batch, model.hidden_size"),
         ("steps", "--set steps: expected FIELD=VALUE"),
         ("steps.deep=1", "--set steps.deep=1: steps holds 5, expected a section of fields"),
         ("steps=[", "--set steps=[: not YAML"),
@@ -74,13 +80,15 @@ def test_a_bad_configuration_exits_with_its_code(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "mend-train: defaults: steps: 'none', expected `int`, got `str`\n"
 
 
-def test_shares_that_cannot_meet_in_collectives_are_refused() -> None:
-    """Every rank must cut its share into the same number of micro-batches."""
+def test_more_ranks_than_sequences_are_refused() -> None:
+    """Any other world can share the global batch; the message says what can be done."""
     config = read_config(None, ["global_batch=10", "micro_batch=1"])
-    assert pieces_per_step(config, 5) == 2
-    assert pieces_per_step(read_config(None, ["global_batch=10", "micro_batch=2"]), 4) == 2
-    with pytest.raises(BadConfig, match="global_batch: 10, expected a multiple of the 4 ranks, or a micro_batch"):
-        pieces_per_step(config, 4)
+    assert [pieces_per_step(config, world) for world in (1, 3, 4, 5, 10)] == [10, 4, 3, 2, 1]
+    told = (
+        "global_batch: 10, expected at least one sequence for each of the 11 ranks: .* give this one 10 ranks at most"
+    )
+    with pytest.raises(BadConfig, match=told):
+        pieces_per_step(config, 11)
 
 
 @pytest.mark.parametrize(

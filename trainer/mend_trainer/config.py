@@ -48,6 +48,7 @@ class OptimizerConfig(_Section, frozen=True, kw_only=True):
     beta2: Fraction = 0.95
     weight_decay: Annotated[float, Meta(ge=0)] = 0.1
     clip_norm: Annotated[float, Meta(ge=0)] = 1.0
+    loss_scale: Positive = 65536.0  # the first one under float16, which adapts it from there
 
 
 class ScheduleConfig(_Section, frozen=True, kw_only=True):
@@ -60,11 +61,16 @@ class ScheduleConfig(_Section, frozen=True, kw_only=True):
 
 
 class ParallelConfig(_Section, frozen=True, kw_only=True):
-    """How the model is spread over ranks. `bfloat16` computes in bf16 and keeps float32 weights."""
+    """How the model is spread over ranks. `bfloat16` and `float16` compute in 16 bits and keep float32 weights.
+
+    `shard_ranks`: FSDP2 shards a copy of the model over at least so many ranks, and replicates it over the rest (0: one
+    copy over all).
+    """
 
     strategy: Literal["ddp", "fsdp2"] = "ddp"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU
     checkpoint_activations: bool = False
+    shard_ranks: NotNegative = 0
 
 
 class EvaluationConfig(_Section, frozen=True, kw_only=True):
@@ -94,7 +100,10 @@ class CheckpointConfig(_Section, frozen=True, kw_only=True):
 
 
 class TrainConfig(_Section, frozen=True, kw_only=True):
-    """Everything that a training run is made of. `global_batch` and `micro_batch` are in sequences."""
+    """Everything that a training run is made of. `global_batch` and `micro_batch` are in sequences.
+
+    `accept_changes` names what may differ from the checkpoint that is restored: `global_batch` or fields of `model`.
+    """
 
     steps: AtLeastOne = 200
     global_batch: AtLeastOne = 16
@@ -109,6 +118,7 @@ class TrainConfig(_Section, frozen=True, kw_only=True):
     parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig | None = None
+    accept_changes: tuple[str, ...] = ()
 
 
 def read_config(path: Path | None, settings: Iterable[str] = ()) -> TrainConfig:
@@ -125,6 +135,15 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> TrainConfig:
     config = _convert({**raw, "model": _with_preset(raw.get("model", {}), source)}, TrainConfig, source)
     for field, expected in config.model.problems().items():
         raise BadConfig(f"{source}: model.{field}: {getattr(config.model, field)!r}, {expected}")
+    if config.parallel.precision == "float16" and config.parallel.strategy == "fsdp2":
+        raise BadConfig(
+            f"{source}: parallel.precision: 'float16', expected bfloat16 or float32 with strategy fsdp2, under which "
+            "ranks would not agree on a loss scale"
+        )
+    acceptable = ("global_batch", *(f"model.{field}" for field in type(config.model).__struct_fields__))
+    for name in config.accept_changes:
+        if name not in acceptable:
+            raise BadConfig(f"{source}: accept_changes: {name!r}, expected some of {', '.join(acceptable)}")
     if config.data.sequence_length > config.model.context:
         raise BadConfig(
             f"{source}: data.sequence_length: {config.data.sequence_length}, "

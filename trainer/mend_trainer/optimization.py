@@ -1,4 +1,4 @@
-"""AdamW and its learning rate over steps."""
+"""AdamW, its learning rate over steps, and the scale of the loss under float16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mend_trainer.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from mend_trainer.config import OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -23,6 +23,11 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         betas=(config.beta1, config.beta2),
         fused=True,
     )
+
+
+def make_scaler(device: torch.device, parallel: ParallelConfig, config: OptimizerConfig) -> torch.amp.GradScaler:
+    """The scale of the loss under float16, whose gradients would vanish without one; otherwise it does nothing."""
+    return torch.amp.GradScaler(device.type, init_scale=config.loss_scale, enabled=parallel.precision == "float16")
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LambdaLR:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,12 +42,12 @@ class Place:
 @contextlib.contextmanager
 def join_gang(*, deterministic: bool) -> Iterator[Place]:
     """The process group that torchrun's environment describes; a single process without one needs none."""
+    if deterministic:
+        _be_deterministic()  # first: cuBLAS reads its variable when it is first used
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if deterministic:
-        _be_deterministic()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Place(0, 1, device)
         return
@@ -102,6 +102,8 @@ def _key(model: ModelConfig, parallel: ParallelConfig, device: torch.device, voc
 
 def computing(parallel: ParallelConfig, place: Place) -> AbstractContextManager[Any]:
     """The precision of forward passes. FSDP2 casts by its own policy."""
+    if parallel.precision == "float16":
+        return torch.autocast(place.device.type, dtype=torch.float16)
     if _is_bfloat16(parallel, place) and parallel.strategy == "ddp":
         return torch.autocast(place.device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -117,11 +119,28 @@ def accumulating(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]
     return contextlib.nullcontext()
 
 
+def mesh_shape(world_size: int, shard_ranks: int) -> tuple[int, int]:
+    """How many copies of the model there are, and over how many ranks each is sharded.
+
+    The smallest divisor of the world that is no less than asked for: a gang that has lost ranks must go on, and no rank
+    of it may need more memory than it was given.
+    """
+    shards = next((each for each in range(max(shard_ranks, 1), world_size) if world_size % each == 0), world_size)
+    return (world_size // shards, shards) if shard_ranks else (1, world_size)
+
+
+def _mesh(parallel: ParallelConfig, place: Place) -> DeviceMesh:
+    replicas, shards = mesh_shape(place.world_size, parallel.shard_ranks)
+    if replicas == 1:
+        return init_device_mesh(place.device.type, (shards,))
+    return init_device_mesh(place.device.type, (replicas, shards), mesh_dim_names=("replicas", "shards"))
+
+
 def _shard(model: nn.Module, parallel: ParallelConfig, place: Place) -> None:
     policy = MixedPrecisionPolicy()
     if _is_bfloat16(parallel, place):
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    mesh = init_device_mesh(place.device.type, (place.world_size,))
+    mesh = _mesh(parallel, place)
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

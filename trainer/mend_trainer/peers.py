@@ -39,6 +39,7 @@ class Handed(Message, frozen=True, kw_only=True):
     tokens: int
     values: dict[str, Any]
     lineage: tuple[Ancestor, ...]
+    tensors: tuple[str, ...] = ()  # names of those that follow, in this order
 
 
 def choose_source(standings: Sequence[Standing], at_least: int) -> Source | None:
@@ -67,17 +68,21 @@ def agree(gang: Gang, mine: Standing, at_least: int) -> Source | None:
 def hand_on(gang: Gang, source: Source, tensors: Mapping[str, Any], mine: Handed | None, *, has_it: bool) -> Handed:
     """Fill `tensors` in place with the source's, all but what belongs to one rank alone; a collective.
 
-    `mine` is what the source has to say; the others give None. A rank that `has_it` already keeps its own.
+    `mine` is what the source has to say; the others give None. A rank that `has_it` already keeps its own. A rank may
+    have room for more than the source has: states of an optimizer for parameters that have had no gradient yet.
     """
+    room = {".".join(path): leaf for path, leaf in leaves(tensors) if path[0] != PER_RANK}
+    if mine is not None:
+        names = sorted(room, key=lambda name: (str(room[name].dtype), name))
+        mine = msgspec.structs.replace(mine, tensors=tuple(names))
     raw = gang.hear(msgspec.json.encode(mine) if mine is not None else b"", source.rank)
-    shared = sorted(((path, leaf) for path, leaf in leaves(tensors) if path[0] != PER_RANK), key=_type_and_path)
-    gang.send_from(source.rank, [leaf for _, leaf in shared], keep=has_it)
-    return msgspec.json.decode(raw, type=Handed)
-
-
-def _type_and_path(each: tuple[tuple[str, ...], torch.Tensor]) -> tuple[str, tuple[str, ...]]:
-    path, leaf = each
-    return str(leaf.dtype), path
+    handed = msgspec.json.decode(raw, type=Handed)
+    if missing := [name for name in handed.tensors if name not in room]:
+        raise RuntimeError(
+            f"no room for {', '.join(missing[:5])} of rank {source.rank}: another model than that one's?"
+        )
+    gang.send_from(source.rank, [room[name] for name in handed.tensors], keep=has_it)
+    return handed
 
 
 def footing_of(footings: Sequence[Footing], step: int) -> Footing:

@@ -47,6 +47,13 @@ def join(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return plain
 
 
+def keys(plain: Mapping[str, Any]) -> set[Any]:
+    """The keys of the dict that `split` made `plain` of, without its tensors."""
+    if plain.keys() == {_ITEMS}:
+        return {join(name, {}) for name, _ in plain[_ITEMS]}
+    return set(plain)
+
+
 def _encode(value: Any, path: str, where: str, tensors: dict[str, torch.Tensor]) -> Any:
     match value:
         case torch.Tensor():

@@ -55,6 +55,7 @@ class Rejoining:
         self._versions = _UNCLEAN  # of the model, as the last completed step has left it
         self._left: tuple[int, tuple[Ancestor, ...]] | None = None  # the attempt that was left, and its ancestors
         self._offered = False
+        self._keeps = False  # a GPU's state is restored from a checkpoint, and to ask for its values would cost a wait
         self._has_complained = False
         self._modes: list[bool] = []  # whether each module trained, when the last step was completed
         optimizers = bundle.optimizer if isinstance(bundle.optimizer, Sequence) else (bundle.optimizer,)
@@ -72,6 +73,7 @@ class Rejoining:
     def offer(self) -> bool:
         """Whether this rank can be told to rejoin from now on."""
         self._offered = False
+        self._keeps = _is_on_cpu(self._bundle.model)
         if self._page is not None and dist.is_initialized() and self._membership.can_renew(self._bundle.model):
             self._orders = self._orders or Orders.from_environment(self._membership.cut)
             self._offered = self._orders is not None
@@ -79,7 +81,7 @@ class Rejoining:
 
     def completed(self, step: int, tokens: int) -> None:
         """Keep what this rank needs to go on after `step`. Some 0.1 ms."""
-        if not self._offered or self._page is None:
+        if not self._offered or not self._keeps or self._page is None:
             return
         self._modes = [module.training for module in self._bundle.model.modules()]
         values = self._values()
@@ -148,7 +150,7 @@ class Rejoining:
         source = agree(gang, standing(step if is_clean else -1, footings), newest_saved)
         if source is None:
             return None
-        here = self._bundle.take()
+        here = self._bundle.make_room()
         kept = footing_of(footings, source.step)
         mine = None
         if gang.rank == source.rank and self._left is not None:

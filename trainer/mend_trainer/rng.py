@@ -6,12 +6,14 @@ import math
 import random
 import struct
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 import torch
 import xxhash
 
-_PYTHON_VERSION = 3  # of the tuple that random.getstate() returns, since Python 3.2
+_CUDA: Final = "cuda"
+_PYTHON_VERSION: Final = 3  # of the tuple that random.getstate() returns, since Python 3.2
 
 
 def seed_generators(seed: int, rank: int) -> None:
@@ -20,6 +22,14 @@ def seed_generators(seed: int, rank: int) -> None:
     random.seed(drawn)
     np.random.seed(drawn & 0xFFFF_FFFF)
     torch.manual_seed(drawn)  # CUDA's generators too
+
+
+def seed_anew(origin: bytes, rank: int) -> None:
+    """Start the generators of a rank that the restored checkpoint knows nothing of, since fewer ranks made it.
+
+    `origin` tells apart the states that a run was restored from: a rank that comes and goes draws new numbers then.
+    """
+    seed_generators(xxhash.xxh3_64_intdigest(origin), rank)
 
 
 def rng_state() -> dict[str, torch.Tensor]:
@@ -34,7 +44,7 @@ def rng_state() -> dict[str, torch.Tensor]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states |= {f"cuda{device}": torch.cuda.get_rng_state(device) for device in range(torch.cuda.device_count())}
+        states |= {name: torch.cuda.get_rng_state(device) for name, device in _devices().items()}
     return states
 
 
@@ -73,6 +83,19 @@ def set_rng_state(states: Mapping[str, torch.Tensor]) -> None:
     cached = float(states["numpy_gauss"])
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    for name, state in states.items():
-        if name.startswith("cuda"):
-            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+    devices = _devices() if any(name.startswith(_CUDA) for name in states) else {}
+    for name, device in devices.items():
+        if name in states:
+            torch.cuda.set_rng_state(states[name], device)
+
+
+def device_names(own: int, count: int) -> dict[str, int]:
+    """Names for `count` devices, counted from the rank's own: `cuda0` is the one it computes on, whatever its number.
+
+    So a rank that comes to another device, as when workers have another number of ranks, finds its numbers again.
+    """
+    return {f"{_CUDA}{offset}": (own + offset) % count for offset in range(count)}
+
+
+def _devices() -> dict[str, int]:
+    return device_names(torch.cuda.current_device(), torch.cuda.device_count())

@@ -389,8 +389,8 @@ class Session(Generic[B]):
     def _restore(self, launch: Launch) -> None:
         restored = None
         if self._checkpointer is not None and launch.restore:
-            # Taken only if there is something to restore: it gives the optimizer its states before the first step.
-            here = self._bundle.take()
+            # Only if there is something to restore: it gives the optimizer its states before the first step.
+            here = self._bundle.make_room()
             try:
                 restored = self._checkpointer.restore(launch.restore, here.tensors, launch.holders)
             except (CheckpointsUnreadable, StoreError) as error:
@@ -405,7 +405,7 @@ class Session(Generic[B]):
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
         values = {name: value for name, value in restored.values.items() if name != BLUEPRINT}  # nobody's state
-        self._bundle.put(BundleState(tensors=here.tensors, values=values))
+        self._bundle.put(BundleState(tensors=here.tensors, values=values, absent=restored.absent))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:

@@ -22,16 +22,19 @@ import xxhash
 from torch import nn
 
 from mend.protocol import ExitCode
+from mend_trainer.averages import Averages
 from mend_trainer.blueprint import Blueprint, blueprint_of
 from mend_trainer.bundle import Bundle
 from mend_trainer.config import BadConfig, TrainConfig, read_config
 from mend_trainer.data.loader import Batch, Loader
 from mend_trainer.data.shards import PackedCorpus, pack
+from mend_trainer.data.slices import pieces_of
 from mend_trainer.data.vocabulary import tokenizer_files
-from mend_trainer.optimization import make_optimizer, make_scheduler
+from mend_trainer.optimization import make_optimizer, make_scaler, make_scheduler
 from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model, warm_model
 from mend_trainer.rng import seed_generators
 from mend_trainer.session import Session
+from mend_trainer.terms import Terms
 
 _VOCABULARY_MULTIPLE: Final = 64  # matrix units like even sizes
 
@@ -53,30 +56,42 @@ def train(config: TrainConfig) -> None:
         )
         optimizer = make_optimizer(model, config.optimizer)
         scheduler = make_scheduler(optimizer, config)
-        work = _Work(config, place, model, corpus, pieces)
+        scaler = make_scaler(place.device, config.parallel, config.optimizer)
+        averages = Averages(place.device)
+        work = _Work(config, place, model, corpus, pieces, averages)
         _announce(config, place, model, corpus)
         with Session(
             model=model,
             optimizer=optimizer,
             scheduler=scheduler,
             loader=work.loader(),
+            others={
+                "averages": averages,
+                "terms": Terms(_terms(config, corpus), config.accept_changes),
+                **({"scaler": scaler} if scaler.is_enabled() else {}),
+            },
             rehearse=work.rehearse,
             checkpoint=config.checkpoint.plan() if config.checkpoint else None,
             config_digest=_digest(config),
             membership=place.membership,
             blueprint=_blueprint(config, model, corpus),
+            # A loss scale that is too large makes the optimizer skip steps.
+            weights_may_stand_still=scaler.is_enabled(),
         ) as session:
-            progress = _Progress(config, place)
+            progress = _Progress(config, place, averages)
 
             def train_step(step: int, batch: Batch) -> None:
                 work.evaluate_if_due(session, step)
                 optimizer.zero_grad(set_to_none=True)
-                loss = work.forward_backward(batch)
+                loss = work.forward_backward(batch, scaler)
                 if config.optimizer.clip_norm:
+                    scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
                 rate = float(scheduler.get_last_lr()[0])
-                optimizer.step()
+                scaler.step(optimizer)
+                scaler.update()
                 scheduler.step()
+                averages.add(loss)
                 session.completed(loss, tokens=work.tokens_per_step)
                 progress.show(session, rate)
 
@@ -109,21 +124,28 @@ def mend_warm(arguments: Sequence[str]) -> None:
 
 
 def pieces_per_step(config: TrainConfig, world_size: int) -> int:
-    """Into how many micro-batches every rank cuts its share: the same number, or FSDP2's collectives would not meet."""
-    largest, smallest = -(-config.global_batch // world_size), config.global_batch // world_size
-    pieces = -(-largest // config.micro_batch)
-    if smallest < pieces:
+    """Into how many micro-batches every rank cuts its slice; raises `BadConfig` if a rank would have nothing to do."""
+    if config.global_batch < world_size:
         raise BadConfig(
-            f"global_batch: {config.global_batch}, expected a multiple of the {world_size} ranks, or a micro_batch of "
-            f"more than {config.micro_batch}: some ranks would have {smallest} sequences for {pieces} micro-batches"
+            f"global_batch: {config.global_batch}, expected at least one sequence for each of the {world_size} ranks: "
+            f"raise it in a new run, or give this one {config.global_batch} ranks at most"
         )
-    return pieces
+    return pieces_of(config.global_batch, world_size, config.micro_batch)
 
 
 class _Work:
     """What one rank computes in a step and in an evaluation."""
 
-    def __init__(self, config: TrainConfig, place: Place, model: nn.Module, corpus: PackedCorpus, pieces: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        place: Place,
+        model: nn.Module,
+        corpus: PackedCorpus,
+        pieces: int,
+        averages: Averages,
+    ) -> None:
+        self._averages = averages
         self._config = config
         self._place = place
         self._model = model
@@ -140,6 +162,7 @@ class _Work:
             seed=self._config.seed,
             rank=self._place.rank,
             world_size=self._place.world_size,
+            accept=self._config.accept_changes,
         )
 
     def rehearse(self) -> torch.Tensor:
@@ -147,10 +170,10 @@ class _Work:
         tokens = torch.zeros(1, 2, dtype=torch.int64)
         return self._loss_sum(tokens, tokens)
 
-    def forward_backward(self, batch: Batch) -> torch.Tensor:
+    def forward_backward(self, batch: Batch, scaler: torch.amp.GradScaler) -> torch.Tensor:
         """Gradients of the mean loss over the whole global batch; returns that mean.
 
-        DDP and FSDP2 average over ranks, which is not the mean when ranks hold unequal shares: so each rank
+        DDP and FSDP2 average over ranks, which is not the mean when ranks hold unequal slices: so each rank
         contributes its sum over the tokens of all, times the number of ranks.
         """
         scale = self._place.world_size / self.tokens_per_step
@@ -159,7 +182,7 @@ class _Work:
         for number, (inputs, targets) in enumerate(parts, start=1):
             with accumulating(self._model, last=number == len(parts)):
                 loss = self._loss_sum(inputs, targets)
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return self._place.sum(total) / self.tokens_per_step
 
@@ -168,7 +191,11 @@ class _Work:
         every = self._config.evaluation.every_steps
         if every and step and step % every == 0:
             with session.evaluating():
-                session.measured("eval_loss", self._evaluate(session))
+                loss = self._evaluate(session)
+                session.measured("eval_loss", loss)
+                is_best = self._averages.evaluated(loss, step)
+            if self._place.rank == 0:
+                _log.info("step %d  evaluation %.4f%s", step, loss, " (the best so far)" if is_best else "")
 
     @torch.no_grad()
     def _evaluate(self, session: Session[Batch]) -> float:
@@ -195,6 +222,8 @@ class _Work:
         )
 
     def _loss_sum(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not len(inputs):  # a piece that only other ranks have: take part in the collectives, and count for nothing
+            return 0.0 * self.rehearse()
         device = self._place.device
         inputs, targets = inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         with computing(self._config.parallel, self._place):
@@ -203,10 +232,11 @@ class _Work:
 
 
 class _Progress:
-    """A line in the log now and then, from rank 0; it asks for no number that is not known already."""
+    """A line in the log now and then, from rank 0; only then a number is asked for that the device may not know yet."""
 
-    def __init__(self, config: TrainConfig, place: Place) -> None:
+    def __init__(self, config: TrainConfig, place: Place, averages: Averages) -> None:
         self._config = config
+        self._averages = averages
         self._every = config.log_every_seconds if place.rank == 0 else float("inf")
         self._shown_at = time.monotonic()
         self._tokens: int | None = None
@@ -222,7 +252,10 @@ class _Progress:
         if seconds < self._every and not last:
             return
         speed = (session.tokens - tokens) / seconds if seconds else 0.0
-        _log.info("step %d  loss %.4f  %.0f tokens/s  lr %.2e", session.step, session.loss, speed, rate)
+        _log.info(
+            "step %d  loss %.4f (%.4f smoothed)  %.0f tokens/s  lr %.2e",
+            *(session.step, session.loss, self._averages.smoothed, speed, rate),
+        )
         self._shown_at, self._tokens = now, session.tokens
 
 
@@ -257,6 +290,18 @@ def _announce(config: TrainConfig, place: Place, model: nn.Module, corpus: Packe
             config.global_batch * config.data.sequence_length,
             config.steps,
         )
+
+
+def _terms(config: TrainConfig, corpus: PackedCorpus) -> dict[str, object]:
+    """What a checkpoint would not show by its tensors, or would override in silence."""
+    sections = {"model": config.model, "optimizer": config.optimizer}
+    fields = {
+        f"{name}.{field}": value
+        for name, each in sections.items()
+        for field, value in msgspec.to_builtins(each).items()
+    }
+    del fields["optimizer.clip_norm"]  # it is no part of any state, so a change takes effect as it was meant
+    return {**fields, "data.vocabulary": config.data.vocabulary, "vocabulary_size": corpus.vocabulary_size}
 
 
 def _digest(config: TrainConfig) -> str:

@@ -13,8 +13,8 @@ class RestoredState:
     """What came with the tensors of a restored checkpoint.
 
     `lineage` is that of the attempt that restored: the checkpoint's own ancestors and the checkpoint itself.
-    `absent` names the tensors below `ranks` that the checkpoint does not hold since fewer ranks made it; they keep
-    the values they had.
+    `absent` names the tensors below `ranks` that the checkpoint does not hold since fewer ranks made it, and states
+    of the optimizer that did not exist yet; they keep the values they had.
     """
 
     ref: CheckpointRef

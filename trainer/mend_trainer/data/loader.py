@@ -6,7 +6,7 @@ each global batch. The order depends on seed and data alone: no restart and no o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,17 @@ import torch
 
 from mend_trainer.data.shards import TokenSplit
 from mend_trainer.data.shuffle import Permutation
+from mend_trainer.data.slices import slice_of
+from mend_trainer.misfit import StateMisfit
 
 
-class PositionMisfit(ValueError):
-    """A saved position belongs to other data or another sequence length. Trying again cannot help."""
-
-    mend_fatal = True
+class PositionMisfit(StateMisfit):
+    """A saved position is one in other data, or in another order of them. Trying again cannot help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """This rank's share of one global batch: int64 tensors of shape (samples, sequence length)."""
+    """This rank's slice of one global batch: int64 tensors of shape (samples, sequence length)."""
 
     inputs: torch.Tensor
     targets: torch.Tensor  # the inputs, one token later
@@ -46,7 +46,9 @@ class Loader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        accept: Collection[str] = (),
     ) -> None:
+        """`accept` names what may differ from a saved position: "global_batch", for one that is changed on purpose."""
         self.sequences = (split.tokens - 1) // sequence_length  # the last token is only ever a target
         if self.sequences < 1:
             raise ValueError(
@@ -61,8 +63,8 @@ class Loader:
         self._sequence_length = sequence_length
         self._global_batch = global_batch
         self._seed = seed
-        self._first = global_batch * rank // world_size
-        self._end = global_batch * (rank + 1) // world_size
+        self._accept = frozenset(accept)
+        self._slice = slice_of(global_batch, rank, world_size)
         self._position = 0
         self._permutation = (0, Permutation(self.sequences, seed, 0))
 
@@ -75,7 +77,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        rows = np.stack([self._sample(self._position + offset) for offset in range(self._first, self._end)])
+        rows = np.stack([self._sample(self._position + offset) for offset in self._slice])
         self._position += self._global_batch
         tokens = torch.from_numpy(rows)
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -96,6 +98,7 @@ class Loader:
             "sample": index,
             "seed": self._seed,
             "sequence_length": self._sequence_length,
+            "global_batch": self._global_batch,
             "split": self._split.name,
             "digest": self._split.digest,
         }
@@ -108,9 +111,10 @@ class Loader:
             "sequence_length": "set data.sequence_length back or start a new run",
             "seed": "set the seed back or start a new run",
             "split": "load the split that was saved",
+            "global_batch": "it stays the same at every world size; set it back, or accept the change",
         }
         for field, remedy in remedies.items():
-            if state.get(field) != mine[field]:
+            if state.get(field) != mine[field] and field not in self._accept:
                 raise PositionMisfit(
                     f"data position: the checkpoint has {field} {state.get(field)!r}, "
                     f"here it is {mine[field]!r}: {remedy}"

@@ -66,6 +66,7 @@ def _llama(config: ModelConfig, vocabulary_size: int) -> LlamaConfig:
         max_position_embeddings=config.context,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         rms_norm_eps=config.norm_epsilon,
+        attention_dropout=config.attention_dropout,
         attn_implementation="sdpa",
         use_cache=False,
         bos_token_id=None,

@@ -18,6 +18,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     context: int
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
+    attention_dropout: float = 0.0
 
     def problems(self) -> dict[str, str]:
         """What cannot be built, by field."""
@@ -28,6 +29,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         }
         if not found and self.hidden_size % (2 * self.heads):
             found["hidden_size"] = f"expected a multiple of 2 * heads ({2 * self.heads})"
+        if not 0 <= self.attention_dropout < 1:
+            found["attention_dropout"] = "expected at least 0 and less than 1"
         if not found and self.heads % self.kv_heads:
             found["kv_heads"] = f"expected a divisor of heads ({self.heads})"
         return found
