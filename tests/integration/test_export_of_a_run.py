@@ -45,7 +45,7 @@ async def test_a_run_is_found_by_its_name(tmp_path: Path, capsys: pytest.Capture
         await cluster.client.create(TRAINING_RUNS, "default", run)
         words = ["--to", str(tmp_path / "out"), "--kubeconfig", str(cluster.kubeconfig)]
         assert await asyncio.to_thread(main, ["checkpoint", "export", "clio", *words]) == 1
-        assert "the newest checkpoint: there is no such checkpoint" in capsys.readouterr().err
+        assert "there is no checkpoint; on the lineage are: none" in capsys.readouterr().err
         assert await asyncio.to_thread(main, ["checkpoint", "export", "clia", *words]) == 1
         assert "clia" in capsys.readouterr().err
 

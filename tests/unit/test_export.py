@@ -171,8 +171,8 @@ def test_an_unknown_step_is_answered_with_the_known(
     """So is a prefix without any checkpoint, and one that is no address."""
     uri, _ = saved
     out = str(tmp_path / "out")
-    assert "there are those of steps: 1" in refusal(capsys, uri, "--to", out, "--step", "7")
-    assert "of steps: none" in refusal(capsys, f"{uri}-other", "--to", out)
+    assert "on the lineage are: 1" in refusal(capsys, uri, "--to", out, "--step", "7")
+    assert "on the lineage are: none" in refusal(capsys, f"{uri}-other", "--to", out)
     assert "expected s3://" in refusal(capsys, "gs://bucket/run", "--to", out)
     assert not Path(out).exists()
 
@@ -260,6 +260,16 @@ def test_what_is_damaged_is_not_exported(
     spoil(saved[0])
     assert said in refusal(capsys, address, "--to", str(tmp_path / "out" / "clio"))
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_with_a_key_only_what_is_signed_is_exported(
+    saved: tuple[str, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same signatures as a restore asks for; what was not signed with the run's key may be anybody's."""
+    (tmp_path / "key").write_text("0123456789abcdef")
+    words = ("--signing-key", str(tmp_path / "key"), "--run-name", "default/clio")
+    assert "sign" in refusal(capsys, saved[0], "--to", str(tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from mend.manifest import Manifest, UnreadableManifest, decode_manifest
+from mend.manifest import Manifest, UnreadableManifest, decode_manifest, misplacement
 from mend.protocol import MANIFEST_NAME
 from mend.store import NotFound, Store, StoreError
 from mend_trainer.architecture import UnknownArchitecture, names_to_write
@@ -49,6 +49,7 @@ class Wanted:
 
     folder: str
     target: Path
+    key: bytes | None = None  # that its manifest must be signed with
     dtype: str | None = None  # None: as it was saved
     config: Path | None = None  # instead of the checkpoint's own
     tokenizer: Path | None = None
@@ -58,7 +59,9 @@ class Wanted:
 def export(store: Store, wanted: Wanted) -> Manifest:
     """Write the folder; what was exported. Raises `CannotExport`, and then there is no folder."""
     try:
-        manifest = decode_manifest(store.get(f"{wanted.folder}/{MANIFEST_NAME}"))
+        manifest = decode_manifest(store.get(f"{wanted.folder}/{MANIFEST_NAME}"), wanted.key)
+        if misplaced := misplacement(manifest, wanted.folder):
+            raise CannotExport(f"{store.uri}/{wanted.folder}: {misplaced}; choose another by --step")
         blueprint = _blueprint(store, manifest, wanted)
         files = _planned(manifest, blueprint, wanted)
         with _made_whole(wanted.target, sum(file.bytes for file in files)) as partial:
