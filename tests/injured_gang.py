@@ -220,7 +220,7 @@ class InjuredGang:
             if incident is not None and incident.needs_evidence:
                 await self._gather()
                 incident = diagnose(self.spec, self.observe())
-            if incident is not None:
+            if incident is not None and not incident.awaiting:
                 return incident
             assert time.monotonic() < deadline, f"no incident within {seconds:g} s; ranks: {self.ranks()}"
             self._news.clear()

@@ -16,6 +16,7 @@ from mend.protocol import (
     GroupProgress,
     Launch,
     Phase,
+    Point,
     RankError,
     RankEvidence,
     RankExit,
@@ -116,6 +117,8 @@ class Gang:
     committed_at: float = 0.0
     failures: int = 0
     nonfinite: bool = False
+    spiked_at: int | None = None  # from this step on the loss is high
+    points: list[Point] = field(default_factory=list)
     rejoins: bool = False  # its ranks keep their processes when a peer is lost
     memory_every: int = 0  # steps between snapshots; 0: there is no saver, and none are taken
     fetch: Callable[[str], Arena | None] = lambda _: None  # what the saver at a url serves
@@ -297,12 +300,18 @@ class Gang:
         self.step += 1
         self.steps_done += 1
         self.progress_at = now
+        self.points.append(Point(step=self.step, loss=self.loss, tokens=100, seconds=STEP_SECONDS))
         saves = self.save_wanted or (self.step + 1) % self.save_every == 0 or self.finished
         if self.memory_every and (saves or (self.step + 1) % self.memory_every == 0):
             self._take_snapshots(now)
         if saves:
             self.save_wanted = False
             self.in_flight.append((self.step, now + COMMIT_SECONDS))
+
+    @property
+    def loss(self) -> float:
+        """At its step: it falls, unless something has gone wrong."""
+        return 9.0 if self.spiked_at is not None and self.step >= self.spiked_at else 1.0 / (self.step + 2)
 
     def _take_snapshots(self, now: float) -> None:
         save_id = f"{self.step}-{self.attempt}-{self.launch.master_port}"
@@ -353,7 +362,7 @@ class Gang:
             step=self.step,
             step_seconds=STEP_SECONDS if self.steps_done else 0.0,
             steps_done=self.steps_done,
-            loss=1.0 / (self.step + 2) if self.steps_done else None,
+            loss=self.loss if self.steps_done else None,
             nonfinite=self.nonfinite,
             tokens=100 * (self.step + 1),
             can_rejoin=self.offers_to_rejoin and rank.alive,

@@ -165,6 +165,31 @@ class TrainerGang:
             assert rank.exit_code() is None
 
 
+TINY_MODEL = "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}"
+
+
+def a_little_text(folder: Path) -> Path:
+    """Some files of text to train on, in this empty folder."""
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"{number} times {number} is {number * number}, they say.\n" * 30)
+    return folder
+
+
+def tiny_arguments(text: Path, *, steps: int, **changes: object) -> list[str]:
+    """Arguments of the reference trainer for a model of some thousand parameters."""
+    settings = {
+        "steps": steps,
+        "global_batch": 4,
+        "schedule.warmup_steps": 2,
+        "model": TINY_MODEL,
+        "data.text": text,
+        "data.sequence_length": 16,
+        "data.cache": text.parent / "cache",
+        **changes,
+    }
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
 @contextmanager
 def a_gang(
     zygote: Zygote,

@@ -17,6 +17,7 @@ from mend import dossier, render, strikes
 from mend.crstatus import from_resource, to_resource
 from mend.decide import decide
 from mend.heard import StepSamples, is_news
+from mend.losses import LossWatch
 from mend.model import (
     AgentView,
     AnyAction,
@@ -133,6 +134,7 @@ class Controller:
     evidence: dict[int, Evidence] = field(default_factory=dict)
     checks: dict[int, Checked] = field(default_factory=dict)
     samples: StepSamples = field(default_factory=StepSamples)
+    losses: LossWatch = field(default_factory=LossWatch)
     listing: StoreView = field(default_factory=StoreView)
     found: tuple[StoredCheckpoint, ...] = ()  # by the listing under way, as of its beginning
     listing_due: tuple[float, RunStatus] | None = None  # and the status when it began
@@ -296,6 +298,11 @@ class World:
         size = self.spec.workers.ranks_per_worker
         for number in range(worker * size, (worker + 1) * size):
             self.harm_rank(number, "stop")
+
+    def raise_loss(self) -> None:
+        """From its next step on something is wrong with the state of the gang; nobody stops for it."""
+        if self.gang is not None:
+            self.gang.spiked_at = self.gang.step + 1
 
     def break_network(self, *behind: int) -> None:
         """All ranks of the gang wait, for nobody's fault; these, one collective before the others."""
@@ -635,6 +642,9 @@ class World:
             return
         stream.beat, stream.heard_at = beat, self.now
         controller.samples.add(beat)
+        gang = self.gangs.get(beat.attempt)
+        if gang is not None and any(rank.rank == 0 for rank in beat.ranks):
+            controller.losses.add(beat.attempt, gang.points, self.spec.health.loss_spike)
 
     def _list(self, controller: Controller) -> None:
         """As `Prefixes`: anew at first sight, for each attempt, once replaced pods are gone, and after a problem."""
@@ -705,6 +715,7 @@ class World:
             store=self._store_view(controller, status),
             strikes=self.book,
             step_times=controller.samples.times(),
+            losses=controller.losses.standing(status.attempt),
             has_service=self.has_service,
             has_token=self.has_token,
             has_tls=self.has_tls,

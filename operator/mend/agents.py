@@ -16,8 +16,10 @@ from typing import Final
 from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target, Unauthorized
 from mend.heard import Evaluations, StepSamples, is_news
 from mend.link import Link, PoolHealth
-from mend.model import AgentView, Evaluation, Pace, StepTimes
+from mend.losses import LossWatch
+from mend.model import AgentView, Evaluation, LossStanding, Pace, StepTimes
 from mend.protocol import Ack, Checked, Evidence, Heartbeat, Order, Point, StreamMessage
+from mend.spec import LossSpike
 from mend.stragglers import Paces
 
 __all__ = [
@@ -43,6 +45,8 @@ class _Gang:
         self.links: dict[tuple[int, str], Link] = {}
         self.samples = StepSamples()
         self.paces = Paces()
+        self.losses = LossWatch()
+        self.loss_rule = LossSpike()
         self.evidence: dict[int, Evidence] = {}
         self.checks: dict[int, Checked] = {}
         self.evaluations = Evaluations()
@@ -157,6 +161,14 @@ class AgentPool:
         gang = self._gangs.get(run)
         return gang.paces.paces() if gang else ()
 
+    def losses(self, run: RunKey, attempt: int, rule: LossSpike) -> LossStanding | None:
+        """How the loss of this attempt lies; points that come from now on are judged by this rule."""
+        gang = self._gangs.get(run)
+        if gang is None:
+            return None
+        gang.loss_rule = rule
+        return gang.losses.standing(attempt)
+
     def evaluations(self, run: RunKey) -> tuple[Evaluation, ...]:
         """The newest evaluations of each metric in the current attempt."""
         gang = self._gangs.get(run)
@@ -212,6 +224,7 @@ class AgentPool:
         elif message.attempt < gang.attempt:
             self.health.stale += 1
         else:
+            gang.losses.add(message.attempt, message.points, gang.loss_rule)
             if message.attempt == gang.evaluations.attempt and gang.evaluations.add(message.points):
                 self._on_news(run)
             self._on_points(run, message.attempt, message.points)

@@ -57,22 +57,22 @@ class Place:
 # ---------------------------------------------------------------- words
 def add_life(commands: Any) -> None:
     """Add these commands to the subparsers of `mend checkpoint`."""
-    sub = _command(commands, "list", "what there is: age, size, verified, pinned, on the lineage or not", _list)
-    sub = _command(
+    sub = command(commands, "list", "what there is: age, size, verified, pinned, on the lineage or not", _list)
+    sub = command(
         commands, "verify", "read checkpoints back to the last byte; exit code 1 if one is not sound", _verify
     )
-    _add_which(sub, "default: the newest on the lineage")
+    add_which(sub, "default: the newest on the lineage")
     sub.add_argument("--all", action="store_true", help="all that lie under the prefix")
     sub.add_argument("--quarantine", action="store_true", help="mark those that are damaged: they are never restored")
-    sub = _command(commands, "pin", "keep a checkpoint for good, whatever retention says", _pin)
-    _add_which(sub, "default: the newest on the lineage")
+    sub = command(commands, "pin", "keep a checkpoint for good, whatever retention says", _pin)
+    add_which(sub, "default: the newest on the lineage")
     sub.add_argument("--reason", default="", metavar="TEXT", help="kept with it, for whoever wonders")
-    sub = _command(commands, "unpin", "leave a checkpoint to retention again", _unpin)
-    _add_which(sub, "default: the newest on the lineage")
-    sub = _command(
+    sub = command(commands, "unpin", "leave a checkpoint to retention again", _unpin)
+    add_which(sub, "default: the newest on the lineage")
+    sub = command(
         commands, "sign", "read checkpoints back and sign their manifests, so that the run restores them", _sign
     )
-    _add_which(sub, "default: the newest on the lineage")
+    add_which(sub, "default: the newest on the lineage")
     sub.add_argument("--all", action="store_true", help="all that lie under the prefix")
     sub = commands.add_parser("now", help="ask a run for a checkpoint at the end of its step")
     sub.add_argument("source", metavar="RUN", help="name of a TrainingRun")
@@ -82,7 +82,7 @@ def add_life(commands: Any) -> None:
     sub.set_defaults(run=lambda options: _told(_now, options))
 
 
-def _command(commands: Any, name: str, text: str, work: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+def command(commands: Any, name: str, text: str, work: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
     sub: argparse.ArgumentParser = commands.add_parser(name, help=text)
     sub.add_argument("source", metavar="URI|RUN", help="a run's prefix, one of its checkpoints, or a TrainingRun")
     sub.add_argument("--endpoint", metavar="URL", help="of the object store (default: the run's, else as AWS tools)")
@@ -100,7 +100,7 @@ def _command(commands: Any, name: str, text: str, work: Callable[[argparse.Names
     return sub
 
 
-def _add_which(sub: argparse.ArgumentParser, default: str) -> None:
+def add_which(sub: argparse.ArgumentParser, default: str) -> None:
     sub.add_argument("--step", type=int, metavar="N", help=f"of the checkpoint ({default})")
 
 
@@ -118,7 +118,7 @@ def _told(work: Callable[[argparse.Namespace], int], options: argparse.Namespace
 
 
 # ---------------------------------------------------------------- finding
-def _find(options: argparse.Namespace) -> Place:
+def find(options: argparse.Namespace) -> Place:
     uri, endpoint, uid, status, run = options.source.rstrip("/"), options.endpoint, "", RunStatus(), ""
     if "://" not in uri:
         found = asyncio.run(_get_run(options))
@@ -192,14 +192,14 @@ def chosen(place: Place, there: Sequence[StoredCheckpoint], step: int | None, *,
     return able
 
 
-def _one(place: Place, options: argparse.Namespace) -> StoredCheckpoint:
+def the_one(place: Place, options: argparse.Namespace) -> StoredCheckpoint:
     able = chosen(place, Catalog(place.store).checkpoints(), options.step, every=False)
     if len(able) > 1:
         raise Refused("there are several of that step; name one: " + ", ".join(each.ref.uri for each in able))
     return able[0]
 
 
-def _folder(place: Place, checkpoint: StoredCheckpoint) -> str:
+def folder_of(place: Place, checkpoint: StoredCheckpoint) -> str:
     return checkpoint.ref.uri.removeprefix(f"{place.store.uri}/")
 
 
@@ -207,7 +207,7 @@ def _folder(place: Place, checkpoint: StoredCheckpoint) -> str:
 def _list(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    place = _find(options)
+    place = find(options)
     catalog = Catalog(place.store, key=place.key)
     there = catalog.checkpoints()
     line = {each.ref.uri for each in on_lineage(place.uid, place.status, there)}
@@ -238,7 +238,7 @@ def _verify(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    place = _find(options)
+    place = find(options)
     there = Catalog(place.store).checkpoints()
     asked = chosen(place, there, options.step, every=options.all)
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
@@ -262,7 +262,7 @@ def _verified(
     place: Place, there: Sequence[StoredCheckpoint], checkpoint: StoredCheckpoint, told: Callable[[int], None]
 ) -> tuple[Verification, list[str]]:
     """What reading it back has shown, with what its kin say against it; and what is merely to be known."""
-    found = verify(place.store, _folder(place, checkpoint), place.key, told)
+    found = verify(place.store, folder_of(place, checkpoint), place.key, told)
     remarks = ["it is in quarantine"] if checkpoint.quarantined else []
     if found.manifest is None:
         return found, remarks
@@ -289,14 +289,14 @@ def _manifests(place: Place, checkpoints: Sequence[StoredCheckpoint]) -> Iterato
     """As far as they can be read; what is wrong with one shows when it is verified itself."""
     for each in checkpoints:
         try:
-            yield decode_manifest(place.store.get(f"{_folder(place, each)}/{MANIFEST_NAME}"), place.key)
+            yield decode_manifest(place.store.get(f"{folder_of(place, each)}/{MANIFEST_NAME}"), place.key)
         except (UnreadableManifest, NotFound):
             continue
 
 
 def _settle(place: Place, checkpoint: StoredCheckpoint, found: Verification, *, quarantine: bool) -> None:
     try:
-        leave_note(place.store, _folder(place, checkpoint), found, time.time(), quarantine=quarantine)
+        leave_note(place.store, folder_of(place, checkpoint), found, time.time(), quarantine=quarantine)
     except Forbidden as error:  # one may be allowed to read only
         print(f"mend: step {checkpoint.ref.step}: the result is not noted in the store: {error}", file=sys.stderr)
 
@@ -316,32 +316,32 @@ def _rows(
 
 # ---------------------------------------------------------------- pin, sign
 def _pin(options: argparse.Namespace) -> int:
-    place = _find(options)
-    one = _one(place, options)
+    place = find(options)
+    one = the_one(place, options)
     note = {"reason": options.reason, "pinned_unix_seconds": time.time()}
-    place.store.put(f"{_folder(place, one)}/{PINNED_NAME}", msgspec.json.encode(note))
+    place.store.put(f"{folder_of(place, one)}/{PINNED_NAME}", msgspec.json.encode(note))
     print(f"{one.ref.uri} is pinned")
     return 0
 
 
 def _unpin(options: argparse.Namespace) -> int:
-    place = _find(options)
-    one = _one(place, options)
-    place.store.delete([f"{_folder(place, one)}/{PINNED_NAME}"])
+    place = find(options)
+    one = the_one(place, options)
+    place.store.delete([f"{folder_of(place, one)}/{PINNED_NAME}"])
     print(f"{one.ref.uri} is left to retention")
     return 0
 
 
 def _sign(options: argparse.Namespace) -> int:
     """Signs only what was read back and is sound: a signature says that the run may rely on it."""
-    place = _find(options)
+    place = find(options)
     if place.key is None:
         raise Refused(f"what to sign with is missing: give --signing-key FILE, or set {ENV_SIGNING_KEY}")
     asked = chosen(place, Catalog(place.store).checkpoints(), options.step, every=options.all)
     refused = 0
     with _bar(sum(each.bytes for each in asked)) as told:
         for each in asked:
-            folder = _folder(place, each)
+            folder = folder_of(place, each)
             found = verify(place.store, folder, None, told)
             if not found.is_sound or found.manifest is None or each.quarantined:
                 refused += 1

@@ -25,6 +25,7 @@ from mend.controller import Controller, SteadyClock
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.dossier import Dossier, UnreadableDossier, decode
 from mend.exhibit import exhibit
+from mend.export_cli import add_export
 from mend.journal import Journal, UnreadableJournal, read_curve, read_journal, replay
 from mend.kube.client import PODS, KubeClient
 from mend.kube.election import Elector, Timing
@@ -394,7 +395,9 @@ def _names(actions: tuple[Any, ...]) -> str:
 
 def _add_checkpoint(commands: Any) -> None:
     sub = commands.add_parser("checkpoint", help="what can be done with checkpoints")
-    add_life(sub.add_subparsers(metavar="COMMAND", required=True))
+    kinds = sub.add_subparsers(metavar="COMMAND", required=True)
+    add_life(kinds)
+    add_export(kinds)
 
 
 # ---------------------------------------------------------------- trying

@@ -298,6 +298,7 @@ class Controller:
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
             paces=pool.paces(key),
+            losses=pool.losses(key, bare.status.attempt, spec.health.loss_spike),
             evaluations=pool.evaluations(key),
             has_service=known.has_service,
             has_token=known.token is not None,

@@ -23,7 +23,8 @@ from mend.presence import (
     suspects,
     workers_of,
 )
-from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankReport
+from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
+from mend.shortage import shortage
 from mend.spec import Limits, Spec
 from mend.watchdog import until_bounds
 
@@ -47,9 +48,11 @@ DEVICE_ASSERT = "device-side assert"  # a CUDA error, but of the user's: an inde
 def diagnose(spec: Spec, seen: Observation) -> Incident | None:
     """The incident of the current attempt that is visible now; None if all is well as far as one can tell.
 
-    In order of certainty: workers that are gone, ranks that ended, a loss that is no number, a gang that stands still.
+    In order of certainty: workers that are gone, ranks that ended, a loss that is no number or has gone up, a gang that
+    stands still.
     """
-    return gone(spec, seen) or _crashed(spec, seen) or _diverged(spec, seen) or _hung(spec, seen)
+    incidents = (gone, _crashed, _diverged, _spiked, _hung)
+    return next((found for look in incidents if (found := look(spec, seen)) is not None), None)
 
 
 def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
@@ -202,6 +205,33 @@ def _diverged(spec: Spec, seen: Observation) -> Incident | None:
     )
 
 
+def _spiked(spec: Spec, seen: Observation) -> Incident | None:
+    """The states before the first high loss count as sound: that loss is of the weights that its step began with."""
+    rule, losses = spec.health.loss_spike, seen.losses
+    if not rule.roll_back or losses is None or losses.above_since_step is None or losses.above < rule.points:
+        return None
+    since = losses.above_since_step
+    how_far = f"{losses.deviations:.0f} deviations" if losses.deviations else "far"
+    return Incident(
+        kind=IncidentKind.DIVERGED,
+        failure=FailureClass.USER,
+        attempt=seen.status.attempt,
+        ranks=tuple(rank.rank for rank in seen.ranks),
+        workers=(),
+        age_seconds=losses.above_seconds,
+        verdict=Verdict(
+            reasons=(
+                f"{losses.above} losses in a row lie above {losses.bound:.4g}: {rule.deviations} deviations, and at "
+                f"least {rule.rise_percent}%, above the median of the {rule.window} before them, {losses.median:.4g}",
+                f"the newest, of step {losses.step}, is {losses.loss:.4g}: {how_far} above it",
+            )
+        ),
+        summary=f"the loss went up at step {since} and stayed: {losses.loss:.4g} after {losses.median:.4g}",
+        fingerprint=f"loss spike at step {since}",
+        sound_before=since - 1,
+    )
+
+
 # ---------------------------------------------------------------- a gang that stands still
 def _hung(spec: Spec, seen: Observation) -> Incident | None:
     present = seen.status.participants
@@ -217,6 +247,12 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     evidence = valid_evidence(seen)
     verdict = _culprit_of_hang(spec, seen, evidence)
     stands = min(rank.progress_seconds for rank in ranks)
+    short = shortage(_asked_since(seen))
+    if short is not None and short.rank in verdict.ranks:
+        verdict = replace(verdict, reasons=(*verdict.reasons, short.words))
+    proven = any(map(_cannot_go_on, evidence))
+    awaited = short if short is not None and short.until_seconds > stands and not proven else None
+    patience = max(0.0, left.patience, awaited.until_seconds - stands if awaited is not None else 0.0)
     return Incident(
         kind=IncidentKind.HUNG,
         failure=FailureClass.HANG,
@@ -227,7 +263,8 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         verdict=verdict,
         summary=verdict.reasons[0] if verdict.is_known else f"no rank has progressed for {stands:.1f} s",
         needs_evidence={rank.rank for rank in evidence} != {rank.rank for rank in seen.ranks},
-        patience_seconds=0.0 if any(map(_cannot_go_on, evidence)) else max(0.0, left.patience),
+        patience_seconds=0.0 if proven else patience,
+        awaiting=awaited.words if awaited is not None else "",
         before_stepping=verdict.is_known and not any(r.steps_done for r in ranks if r.rank in verdict.ranks),
         machine_faults=_stuck_machines(spec, seen, verdict, evidence),
     )
@@ -276,11 +313,14 @@ def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence
 
 def valid_evidence(seen: Observation) -> tuple[RankEvidence, ...]:
     """What was gathered in this attempt about ranks that have not completed a step since."""
+    return tuple(rank for each in _asked_since(seen) for rank in each.ranks)
+
+
+def _asked_since(seen: Observation) -> tuple[Evidence, ...]:
+    """The same by worker."""
     step = {rank.rank: rank.step for rank in seen.ranks}
     return tuple(
-        rank
+        replace(each, ranks=tuple(rank for rank in each.ranks if rank.step == step.get(rank.rank)))
         for each in seen.evidence
         if each.attempt == seen.status.attempt
-        for rank in each.ranks
-        if rank.step == step.get(rank.rank)
     )

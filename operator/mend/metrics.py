@@ -168,6 +168,11 @@ RUN_GAUGES: Final = (
         lambda f: _one(f.status.step if f.status.step >= 0 else None),
     ),
     RunGauge("mend_run_loss", "The loss at the last step.", lambda f: _one(f.status.loss)),
+    RunGauge(
+        "mend_run_loss_deviations",
+        "How far the loss lies above the median of the points before it, in deviations of theirs.",
+        lambda f: _one(f.seen.losses.deviations if f.seen.losses and f.status.phase in MAY_TRAIN else None),
+    ),
     RunGauge("mend_run_tokens", "Tokens consumed up to the last step.", lambda f: _one(f.status.tokens)),
     RunGauge("mend_run_tokens_per_second", "Tokens per second of the last step.", _tokens_per_second),
     RunGauge("mend_run_step_seconds", "Length of the last step.", _step_seconds),

@@ -44,7 +44,7 @@ class IncidentKind(StrEnum):
     LOST = "lost"  # a worker is silent and gone
     PREEMPTED = "preempted"  # a worker was told to go by somebody else than mend
     CORRUPT = "corrupt"  # a checkpoint failed verification and none could be restored
-    DIVERGED = "diverged"  # the loss is no longer a number
+    DIVERGED = "diverged"  # the loss is no longer a number, or far above what it was
 
 
 class FailureClass(StrEnum):
@@ -103,9 +103,11 @@ class Incident(Fact, frozen=True, kw_only=True):
     fatal: bool = False  # trying again cannot help
     needs_evidence: bool = False  # the verdict may improve by a `Gather`
     patience_seconds: float = 0.0  # how much longer the gang may yet go on by itself: nobody is killed before
+    awaiting: str = ""  # what is about to make another incident of it, and is waited for with that patience
     fingerprint: str = ""  # equal for the same user error at the same step
     of_the_store: bool = False  # another machine would fare no better
     before_stepping: bool = False  # no step is known at which it happened: the process had not completed one
+    sound_before: int | None = None  # checkpoints of this step and later may hold what is wrong; None: the newest may
     machine_faults: dict[int, str] = {}  # by worker: why its machine, rather than what runs there, is at fault
 
 
@@ -467,6 +469,19 @@ class Pace(Fact, frozen=True, kw_only=True):
     seconds: tuple[float, ...]
 
 
+class LossStanding(Fact, frozen=True, kw_only=True):
+    """How the newest loss of this attempt lies against the points before it."""
+
+    step: int
+    loss: float
+    median: float  # of the window before the first of those above
+    bound: float  # beyond which a point is above
+    deviations: float  # between loss and median, of the window's own
+    above: int = 0  # newest points in a row
+    above_since_step: int | None = None  # step of the first of them
+    above_seconds: float = 0.0  # that their steps took
+
+
 class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for what is found out once
     """Everything that a decision about one run may depend on, besides its spec and `now`."""
 
@@ -483,6 +498,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
+    losses: LossStanding | None = None  # None while too few points are known
     evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
     save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False

@@ -307,6 +307,7 @@ class RankEvidence(Message, frozen=True, kw_only=True):
     threads_running: int = 0
     kernel_function: str = ""  # where its main thread sleeps in the kernel, where that may be read
     cpu_share: float = 0.0  # of one CPU, that its main thread used between two looks
+    memory_growth: float = 0.0  # bytes that it took up in a second, between two looks
     python_answers: bool | None = None  # whether Python code ran when asked; False: the GIL is held. None: not asked
     groups: tuple[GroupProgress, ...] = ()
     recorder_answered: bool = False
@@ -324,6 +325,8 @@ class Evidence(Message, frozen=True, kw_only=True, tag_field="type", tag="eviden
     worker: int
     ranks: tuple[RankEvidence, ...]
     gather_seconds: float = 0.0
+    memory_used: int = 0  # bytes that the worker cannot do without
+    memory_limit: int = 0  # at which its kernel kills; 0: not known
 
 
 WAY_FIGURE: Final = "way to a neighbour"  # among the figures of a check: the better of two

@@ -28,7 +28,7 @@ from mend.nodechecks import begun_anew
 from mend.noted import with_progress
 from mend.presence import gang_step
 from mend.records import GATHER_SECONDS, event_reason, judged, kept, last_words, opened, recorded, under_inquiry
-from mend.restore import candidates
+from mend.restore import roll_back_limit
 from mend.rules import rule_for
 from mend.ruleset import Rule, RuleAction
 from mend.spec import Spec
@@ -58,7 +58,8 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
             return _inquire(seen, replace(record, gather_until=now + GATHER_SECONDS))
     if incident.patience_seconds > 0:
         wait = min(incident.patience_seconds, spec.health.heartbeat_seconds)
-        return Decision(status=seen.status, reason="hung, but it may yet go on by itself", wake_after=wait)
+        why = incident.awaiting or "it may yet go on by itself"
+        return Decision(status=seen.status, reason=f"hung, but {why}", wake_after=wait)
     return _recover(spec, seen, incident, record, now)
 
 
@@ -176,8 +177,8 @@ def _prepared(
         spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
         status = replace(status, spent={**status.spent, incident.failure: spent})
     if tier is Tier.ROLL_BACK:
-        newest = candidates(seen.uid, status, seen.store.checkpoints)[0]
-        status = replace(status, roll_back_before=newest.ref.step)
+        limit = roll_back_limit(seen.uid, status, seen.store.checkpoints, incident.sound_before)
+        status = replace(status, roll_back_before=limit)
     gone = tiers.ended_pods(seen)
     if tier in machines.REPLACED:
         going = tiers.to_replace(spec, seen, incident)

@@ -78,6 +78,18 @@ def candidates(uid: str, status: RunStatus, checkpoints: Iterable[StoredCheckpoi
     return tuple(able[:MAX_CANDIDATES])
 
 
+def roll_back_limit(
+    uid: str, status: RunStatus, checkpoints: Iterable[StoredCheckpoint], sound_before: int | None
+) -> int | None:
+    """Only checkpoints below this step are rolled back to; None if there is none.
+
+    When it is not known from when on states are spoilt, it is the newest that is not trusted.
+    """
+    line = on_lineage(uid, status, checkpoints)
+    limit = line[0].ref.step if sound_before is None and line else sound_before
+    return limit if limit is not None and any(each.ref.step < limit for each in line) else None
+
+
 # ---------------------------------------------------------------- memory
 @dataclass(frozen=True, slots=True)
 class WorkerMemory:

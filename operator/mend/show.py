@@ -117,6 +117,11 @@ def _understood(spec: Spec) -> Iterator[str]:
         f"from {limits.floor_seconds:g} s to {limits.ceiling_seconds:g} s, pauses of {limits.pause_seconds:g} s are "
         f"borne; slow from {health.slow_percent}%"
     )
+    spike = health.loss_spike
+    yield (
+        f"Loss: {spike.points} points in a row {spike.deviations} deviations and {spike.rise_percent}% above the "
+        f"median of {spike.window} are a spike, which {'rolls back' if spike.roll_back else 'is only measured'}"
+    )
     yield (
         f"Recoveries in {age(paid.window_seconds)}: {paid.user} for user errors, {paid.hang} for hangs, "
         f"{paid.infrastructure} for infrastructure, {paid.preemption} for preemption"

@@ -134,6 +134,18 @@ class Limits(_Facts, frozen=True, kw_only=True):
     pause_seconds: float = 2.0  # specs that an older mend kept in a status have none
 
 
+class LossSpike(_Facts, frozen=True, kw_only=True):
+    """When the loss counts as gone: `points` in a row that lie above the median of the `window` points before them, by
+    so many deviations and so many percent. It is always measured; `roll_back` says whether it is acted on.
+    """
+
+    roll_back: bool = False
+    deviations: int = 10
+    rise_percent: int = 20
+    window: int = 256
+    points: int = 16
+
+
 class Health(_Facts, frozen=True, kw_only=True):
     """How closely the run is watched."""
 
@@ -141,6 +153,7 @@ class Health(_Facts, frozen=True, kw_only=True):
     lost_after_seconds: float
     limits: Limits
     slow_percent: int = 130  # a rank that works so much of the gang's median on each step is a straggler
+    loss_spike: LossSpike = LossSpike()
 
 
 class Budgets(_Facts, frozen=True, kw_only=True):
@@ -391,11 +404,18 @@ def _interval(fields: Fields) -> tuple[int | None, float | None]:
 
 
 def _health(fields: Fields) -> Health:
-    limits = fields.child("limits")
+    limits, spike = fields.child("limits"), fields.child("lossSpike")
     health = Health(
         heartbeat_seconds=fields.seconds("heartbeatInterval", "300ms"),
         lost_after_seconds=fields.seconds("lostAfter", "30s"),
         slow_percent=fields.integer("slowPercent", default=130, at_least=110),
+        loss_spike=LossSpike(
+            roll_back=spike.boolean("rollBack", False),
+            deviations=spike.integer("deviations", default=10, at_least=3, at_most=1000),
+            rise_percent=spike.integer("risePercent", default=20, at_least=1, at_most=10000),
+            window=spike.integer("window", default=256, at_least=16, at_most=4096),
+            points=spike.integer("points", default=16, at_least=3, at_most=4096),
+        ),
         limits=Limits(
             start_seconds=limits.seconds("start", "15m"),
             first_step_seconds=limits.seconds("firstStep", "15m"),
@@ -416,6 +436,7 @@ def _health(fields: Fields) -> Health:
         least = 3 * health.heartbeat_seconds
         fields.problem("lostAfter", f"{health.lost_after_seconds:g}s", f"at least 3 heartbeat intervals ({least:g}s)")
     limits.done()
+    spike.done()
     fields.done()
     return health
 

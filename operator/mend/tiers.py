@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mend import machines, strikes
 from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Strike, Tier
 from mend.presence import ENDED, workers_of
-from mend.restore import candidates
+from mend.restore import candidates, roll_back_limit
 from mend.ruleset import Rule, RuleAction
 from mend.spec import FirstTier, Spec
 
@@ -64,8 +64,11 @@ def _gives_up(case: Case) -> str:
 
 
 def _has_diverged(case: Case) -> str:
-    diverged = case.incident.kind is IncidentKind.DIVERGED
-    return "the newest checkpoint may already hold what made the loss diverge" if diverged else ""
+    if case.incident.kind is not IncidentKind.DIVERGED:
+        return ""
+    if case.incident.sound_before is not None:
+        return f"what was saved from step {case.incident.sound_before} on may hold what made the loss go up"
+    return "the newest checkpoint may already hold what made the loss diverge"
 
 
 def _is_struck_enough(case: Case) -> str:
@@ -162,8 +165,11 @@ def _why_give_up(
         remedy = f"raise spec.recovery.budgets.{incident.failure}"
         return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
     left = candidates(seen.uid, seen.status, seen.store.checkpoints)
-    if incident.kind is IncidentKind.DIVERGED and len(left) < 2:
-        return "there is no checkpoint before the newest to roll back to"
+    if incident.kind is IncidentKind.DIVERGED:
+        stored = seen.store.checkpoints
+        if roll_back_limit(seen.uid, seen.status, stored, incident.sound_before) is None:
+            before = "the newest" if incident.sound_before is None else f"step {incident.sound_before}"
+            return f"there is no checkpoint before {before} to roll back to"
     if incident.kind is IncidentKind.CORRUPT and not left and seen.store.checkpoints:
         return "no checkpoint of the run can be read any more; point spec.checkpoint.uri of a new run elsewhere"
     return ""

@@ -31,6 +31,7 @@ from mend.protocol import (
     Stop,
     encode,
 )
+from mend.spec import LossSpike
 from waiting import eventually
 
 RUN: RunKey = ("default", "clio")
@@ -241,6 +242,19 @@ async def test_the_wrong_token_is_told(listener: Listener) -> None:
         await eventually(lambda: listener.view().problem.startswith("unauthorized"))
         with pytest.raises(Unauthorized, match="worker 0 of default/clio"):
             await listener.pool.send(RUN, 0, "pod-uid", Stop(attempt=1))
+
+
+async def test_the_loss_is_measured_as_its_points_come(listener: Listener, agent: FakeAgent) -> None:
+    """By the rule that was asked with last; another attempt's points say nothing of this one."""
+    rule = LossSpike(window=16, points=3)
+    listener.pool.update(RUN, [agent.target])
+    await eventually(lambda: listener.has_heard(1))
+    assert listener.pool.losses(RUN, 1, rule) is None
+    curve = (*(Point(step=n, loss=3.0, tokens=1, seconds=0.1) for n in range(16)),)
+    up = (*(Point(step=n, loss=9.0, tokens=1, seconds=0.1) for n in range(16, 20)),)
+    await agent.say(Points(attempt=1, points=curve), Points(attempt=1, points=up))
+    await eventually(lambda: (told := listener.pool.losses(RUN, 1, rule)) is not None and told.above == 4)
+    assert listener.pool.losses(RUN, 2, rule) is None
 
 
 async def test_what_is_older_than_the_run_is_dropped(listener: Listener, agent: FakeAgent) -> None:

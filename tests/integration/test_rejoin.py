@@ -17,7 +17,7 @@ from agents_real import AgentClient, a_launch, an_agent, at_step, has_exit, is_r
 from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Points
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
-from trainer_gang import digests_of, manifest_of
+from trainer_gang import a_little_text, digests_of, manifest_of, tiny_arguments
 
 _STEPS = 400
 _RANKS = 4  # the sum of two would not depend on their order
@@ -26,26 +26,12 @@ _RANKS = 4  # the sum of two would not depend on their order
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little text to train on."""
-    folder = tmp_path_factory.mktemp("text")
-    for number in range(40):
-        (folder / f"{number}.txt").write_text(f"{number} times {number} is {number * number}, they say.\n" * 30)
-    return folder
+    return a_little_text(tmp_path_factory.mktemp("text"))
 
 
-def a_trainer(text: Path, **changes: object) -> list[str]:
-    """The command of a rank with a model of some thousand parameters."""
-    settings = {
-        "steps": _STEPS,
-        "global_batch": 4,
-        "schedule.warmup_steps": 2,
-        "model": "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}",
-        "data.text": text,
-        "data.sequence_length": 16,
-        "data.cache": text.parent / "cache",
-        **changes,
-    }
-    words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    return ["python", "-m", "mend_trainer.train", *words]
+def a_trainer(text: Path) -> list[str]:
+    """The command of a rank."""
+    return ["python", "-m", "mend_trainer.train", *tiny_arguments(text, steps=_STEPS)]
 
 
 class Run:

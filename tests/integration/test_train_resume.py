@@ -11,9 +11,18 @@ import torch
 from mend.protocol import CheckpointPlan, Phase, Restored, SaveFailed
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
-from trainer_gang import TrainerGang, TrainerRank, Zygote, a_gang, digests_of, manifest_of
+from trainer_gang import (
+    TINY_MODEL,
+    TrainerGang,
+    TrainerRank,
+    Zygote,
+    a_gang,
+    a_little_text,
+    digests_of,
+    manifest_of,
+    tiny_arguments,
+)
 
-_MODEL = "{hidden_size: 16, layers: 1, heads: 2, kv_heads: 1, intermediate_size: 32, context: 16}"
 _STEPS = 150  # enough that a busy machine does not come too late to kill the gang in the middle
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "plain_loop.py"
 
@@ -29,28 +38,15 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A little text to train on."""
-    folder = tmp_path_factory.mktemp("text")
-    for number in range(40):
-        (folder / f"{number}.txt").write_text(f"{number} times {number} is {number * number}, they say.\n" * 30)
-    return folder
+    return a_little_text(tmp_path_factory.mktemp("text"))
 
 
-def a_tiny_run(text: Path, **changes: object) -> list[str]:
-    """Arguments for a model of some thousand parameters."""
-    settings = {
-        "steps": _STEPS,
-        "global_batch": 4,
-        "schedule.warmup_steps": 2,
-        "model": _MODEL,
-        "data.text": text,
-        "data.sequence_length": 16,
-        "data.cache": text.parent / "cache",
-        **changes,
-    }
-    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+def a_tiny_run(text: Path, *, steps: int = _STEPS, **changes: object) -> list[str]:
+    """Its arguments."""
+    return tiny_arguments(text, steps=steps, **changes)
 
 
-_DROPOUT = _MODEL.replace("}", ", attention_dropout: 0.2}")  # every rank draws random numbers in every step
+_DROPOUT = TINY_MODEL.replace("}", ", attention_dropout: 0.2}")  # every rank draws random numbers in every step
 _LARGE_SCALE = {"parallel.precision": "float16", "optimizer.loss_scale": 2.0**24}  # overflows at first, and adapts
 
 

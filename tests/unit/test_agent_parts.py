@@ -31,7 +31,15 @@ from mend.protocol import (
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Module, Program, Script, understand
 from mend_trainer.evidence import lasting_state
-from mend_trainer.procfs import OutOfMemoryKills, ProcessFacts, descendants, has_handler, look_at
+from mend_trainer.procfs import (
+    MemoryRoom,
+    OutOfMemoryKills,
+    ProcessFacts,
+    descendants,
+    has_handler,
+    look_at,
+    memory_room,
+)
 from mend_trainer.ranks import Rank
 from mend_trainer.recorder import parse_dump
 from mend_trainer.reporting import Reporter
@@ -348,6 +356,49 @@ def test_each_oom_kill_is_claimed_once(tmp_path: Path, own: str, file: str, text
     assert not kills.claim()
     events.write_text(text.format(5))
     assert [kills.claim() for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/kubepods/pod7\n", "kubepods/pod7", ("memory.current", "memory.max", "inactive_file")),
+        ("0::/\n", "", ("memory.current", "memory.max", "inactive_file")),
+        (
+            "4:memory:/kubepods/pod7\n0::/\n",
+            "memory/kubepods/pod7",
+            ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_the_room_for_memory_is_that_of_the_container(
+    tmp_path: Path, own: str, folder: str, names: tuple[str, str, str]
+) -> None:
+    """Used is what cannot be dropped at once; without a limit nothing is told."""
+    listing, group = tmp_path / "cgroup", tmp_path / "mount" / folder
+    listing.write_text(own)
+    group.mkdir(parents=True)
+    (group / names[0]).write_text("900\n")
+    (group / names[1]).write_text("2000\n")
+    (group / "memory.stat").write_text(f"anon 500\n{names[2]} 300\nactive_file 100\n")
+    assert memory_room(tmp_path / "mount", listing) == MemoryRoom(used=600, limit=2000)
+    for limitless in ("max\n", f"{(1 << 63) - 4096}\n"):
+        (group / names[1]).write_text(limitless)
+        assert memory_room(tmp_path / "mount", listing) is None
+    assert memory_room(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_memory_that_a_process_takes_up_is_seen(tmp_path: Path) -> None:
+    """Its own pages count, once they are touched."""
+    program = "import sys; kept = b'x' * (64 << 20); print(len(kept), flush=True); sys.stdin.read()"
+    child = subprocess.Popen([PYTHON, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert 64 << 20 < look_at(child.pid).memory_bytes < 200 << 20
+    finally:
+        child.kill()
+        child.communicate()
+    assert look_at(child.pid).memory_bytes == 0
 
 
 def test_without_a_cgroup_nothing_is_oom_killed(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_an_address_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     """--help of each says what it is for; --version says which mend this is."""
-    for command in ("get", "describe", "explain", "chart", "replay", "controller", "local", "demo"):
+    for command in ("get", "describe", "explain", "chart", "replay", "checkpoint", "controller", "local", "demo"):
         with pytest.raises(SystemExit) as leave:
             main([command, "--help"])
         assert leave.value.code == 0

@@ -11,6 +11,7 @@ from mend.model import (
     FailureClass,
     Incident,
     IncidentKind,
+    LossStanding,
     Observation,
     PodPhase,
     RunPhase,
@@ -30,6 +31,7 @@ from mend.protocol import (
     RankExit,
     RankReport,
 )
+from mend.spec import LossSpike
 from world import a_spec
 
 SPEC = a_spec(2, 1)
@@ -40,6 +42,9 @@ RUNC = (
     "failed to create containerd task: OCI runtime create failed: runc create failed: unable to start container process"
 )
 NO_DRIVER = f"{RUNC}: error running prestart hook #0: nvidia-container-cli: initialization error: driver not loaded"
+
+
+MIB = 1 << 20
 
 
 class Scene:
@@ -417,6 +422,58 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
     assert incident.patience_seconds == pytest.approx(patience)
 
 
+def eating(growth: int, used: int, at_seconds: float = 2.5) -> Scene:
+    """Rank 1 takes up so many MiB a second, of 2 GiB of which so many are used, while rank 0 waits for it."""
+    eater = RankEvidence(
+        rank=1,
+        process_state="R",
+        step=20,
+        groups=(GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x"),),
+        recorder_answered=True,
+        progress_seconds=at_seconds,
+        memory_growth=growth * MIB,
+    )
+    scene = late(4.1).asked(evidence(0), eater)
+    scene.evidence = (
+        scene.evidence[0],
+        replace(scene.evidence[1], memory_used=used * MIB, memory_limit=2048 * MIB),
+    )
+    return scene
+
+
+def test_a_rank_that_takes_up_memory_is_left_to_the_kernel() -> None:
+    """Patience has run out, and yet nobody is killed for a hang while an OOM kill is due: that says more."""
+    incident = eating(growth=512, used=1024).incident
+    assert incident is not None
+    assert incident.patience_seconds == pytest.approx(2.5 + 3 * 2 + 2 - 4.1, abs=0.2)
+    words = "rank 1 takes up 0.5 GiB of memory a second; worker 1 has 1 of its 2 GiB in use"
+    assert incident.awaiting == words
+    assert (incident.verdict.ranks, incident.verdict.reasons[-1]) == ((1,), words)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        eating(growth=10, used=1024),  # it would last for minutes: that is no reason to stand still
+        eating(growth=512, used=1024, at_seconds=-10.0),  # it should have been killed long ago
+        eating(growth=0, used=2048),
+    ],
+)
+def test_the_kernel_is_not_waited_for_without_end(scene: Scene) -> None:
+    """Where no kill is due, or none came, it is the hang that it seems to be."""
+    incident = scene.incident
+    assert incident is not None
+    assert (incident.patience_seconds, incident.awaiting) == (0.0, "")
+
+
+def test_a_rank_that_is_killed_while_it_is_asked_about_has_crashed() -> None:
+    """The kernel's kill makes a crash of what was noted as a hang, paid by the user."""
+    incident = eating(growth=512, used=1024).rank(1, exit=RankExit(signal=9, oom_killed=True)).incident
+    assert incident is not None
+    assert (incident.kind, incident.failure) == (IncidentKind.CRASHED, FailureClass.USER)
+    assert incident.verdict.ranks == (1,)
+
+
 def test_patience_runs_out() -> None:
     """Eight steps after the last mark, which is longer than a limit of two and a pause, whatever the evidence says."""
     incident = late(4.1).asked(evidence(0), evidence(1)).incident
@@ -505,6 +562,45 @@ def test_divergence_is_acted_on_only_when_asked_for() -> None:
     incident = diagnose(willing, scene.seen)
     assert incident is not None
     assert (incident.kind, incident.verdict.ranks) == (IncidentKind.DIVERGED, ())
+
+
+def a_standing(above: int) -> LossStanding:
+    """A loss that is high, for so many points up to step 20."""
+    return LossStanding(
+        step=20,
+        loss=9.0,
+        median=3.0,
+        bound=3.6,
+        deviations=200.0,
+        above=above,
+        above_since_step=21 - above if above else None,
+        above_seconds=0.5 * above,
+    )
+
+
+@pytest.mark.parametrize(("above", "is_one"), [(0, False), (15, False), (16, True), (17, True)])
+def test_a_loss_that_went_up_is_an_incident_once_it_has_stayed_long_enough(above: int, is_one: bool) -> None:
+    """As many points in a row as the rule says; it tells since when, and from which step on nothing is sound."""
+    willing = replace(SPEC, health=replace(SPEC.health, loss_spike=LossSpike(roll_back=True)))
+    incident = diagnose(willing, replace(Scene().seen, losses=a_standing(above)))
+    assert (incident is not None) is is_one
+    if incident is not None:
+        assert (incident.kind, incident.verdict.ranks) == (IncidentKind.DIVERGED, ())
+        assert incident.sound_before == 20 - above
+        assert incident.summary == f"the loss went up at step {21 - above} and stayed: 9 after 3"
+        assert (
+            "10 deviations, and at least 20%, above the median of the 256 before them, 3" in incident.verdict.reasons[0]
+        )
+
+
+def test_a_loss_that_went_up_is_left_alone_unless_asked_for() -> None:
+    """By default it is measured and nothing else; what is worse than a high loss comes first."""
+    assert diagnose(SPEC, replace(Scene().seen, losses=a_standing(100))) is None
+    willing = replace(SPEC, health=replace(SPEC.health, loss_spike=LossSpike(roll_back=True)))
+    crashed = replace(Scene().rank(0, exit=RankExit(signal=9)).seen, losses=a_standing(100))
+    incident = diagnose(willing, crashed)
+    assert incident is not None
+    assert incident.kind is IncidentKind.CRASHED
 
 
 @pytest.mark.parametrize(

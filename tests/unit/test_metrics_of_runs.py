@@ -16,6 +16,7 @@ from mend.model import (
     IncidentRecord,
     Ledger,
     LimitInForce,
+    LossStanding,
     MemoryStatus,
     Observation,
     RunPhase,
@@ -60,6 +61,7 @@ class Told:
             agents=agents,
             store=store or StoreView(),
             step_times=StepTimes(seconds=(0.4, 0.5)),
+            losses=LossStanding(step=9, loss=3.3, median=3.0, bound=3.6, deviations=2.5),
         )
         self.metrics.record(seen, after, self.clock.now)
 
@@ -236,6 +238,7 @@ def test_limits_and_stragglers_are_shown_while_the_run_may_train() -> None:
     assert told.value("mend_run_limit_seconds", phase="step", bound="limit") == 1.0
     assert told.value("mend_run_limit_seconds", phase="step", bound="patience") == 6.0
     assert told.value("mend_rank_slow_factor", worker="1", rank="3") == 1.5
+    assert told.value("mend_run_loss_deviations") == 2.5
     told.record(shown, msgspec.structs.replace(shown, phase=RunPhase.SUCCEEDED))
     assert told.named("mend_run_limit_seconds") == told.named("mend_rank_slow_factor") == 0
 

@@ -24,7 +24,7 @@ def blocks(text: str) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def a_run(*words: str) -> World:
-    """`run workers=2 ranks=2 spares=1 nodes=3 steps=40 user=3 limit=2 deadline=60 rejoins=1 ...` as a world.
+    """`run workers=2 ranks=2 spares=1 nodes=3 steps=40 user=3 limit=2 deadline=60 rejoins=1 spike=1 ...` as a world.
 
     `rule=FailRun:ValueError` is a rule on that reason.
     """
@@ -41,7 +41,9 @@ def a_run(*words: str) -> World:
         "rules": rules,
     }
     numbers = {name: given.pop(name) for name in ("minimum", "spares") if name in given}
-    spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), recovery=recovery, **numbers)
+    spike = {"rollBack": True, "window": 16, "points": 4} if given.pop("spike", 0) else {}
+    health = {"lossSpike": spike}
+    spec = a_spec(given.pop("workers", 2), given.pop("ranks", 2), recovery=recovery, health=health, **numbers)
     assert not given, f"unknown words: {given}"
     return World(replace(spec, active_deadline_seconds=deadline), **shape)
 
@@ -75,6 +77,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "pause worker": lambda world, worker: world.pause_worker(int(worker)),
     "break the network, a collective earlier for ranks": lambda world, *ranks: world.break_network(*map(int, ranks)),
     "break the network": lambda world: world.break_network(),
+    "let the loss go up": lambda world: world.raise_loss(),
     "repair the network": lambda world: world.repair_network(),
     "kill agent": lambda world, worker: world.kill_agent(int(worker)),
     "lose node of worker": lambda world, worker: world.lose_node(int(worker)),

@@ -57,6 +57,7 @@ def a_run(*steps: int, spoilt: bool = False, **status: object) -> Observation:
     )
 
 
+SPIKED = an_incident(IncidentKind.DIVERGED, FailureClass.USER, sound_before=4, fingerprint="loss spike at step 5")
 HUNG = an_incident(IncidentKind.HUNG, FailureClass.HANG)
 RAISED = an_incident(IncidentKind.CRASHED, FailureClass.USER, fingerprint="ValueError after step 7")
 STALE = "OSError: Stale file handle before its first step"
@@ -103,6 +104,14 @@ CASES: dict[str, tuple[Observation, Incident, list[IncidentRecord], Tier]] = {
     "all are spoilt": (a_run(3, spoilt=True), CORRUPT, [], Tier.GIVE_UP),
     "diverged": (a_run(3, 5), DIVERGED, [], Tier.ROLL_BACK),
     "diverged with nothing to roll back to": (a_run(3), DIVERGED, [], Tier.GIVE_UP),
+    "a loss that went up after the only checkpoint": (a_run(3), SPIKED, [], Tier.ROLL_BACK),
+    "a loss that went up before any": (a_run(4, 5), SPIKED, [], Tier.GIVE_UP),
+    "a loss that went up at the same step again": (
+        a_run(3),
+        SPIKED,
+        [a_record(1, recovered=True, fingerprint="loss spike at step 5")],
+        Tier.GIVE_UP,
+    ),
 }
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from mend.protocol import Evidence, RankEvidence
 from mend_trainer.gang import Gang
-from mend_trainer.procfs import GONE, ProcessFacts, has_handler, look_at
+from mend_trainer.procfs import GONE, ProcessFacts, has_handler, look_at, memory_room
 from mend_trainer.ranks import Rank
 from mend_trainer.recorder import Answers, SilentRecorder, ask
 
@@ -41,11 +41,14 @@ async def gather(gang: Gang, worker: int, seconds: float) -> Evidence:
     seen = await asyncio.gather(*(_read(rank, seconds * _RECORDER_SHARE) for rank in gang.ranks))
     left = max(0.0, seconds * _STACKS_SHARE - (time.monotonic() - began))
     stacks = await asyncio.gather(*(_stack_of(rank, left) for rank in gang.ranks))
+    room = memory_room()
     return Evidence(
         attempt=gang.launch.attempt,
         worker=worker,
         ranks=tuple(msgspec.structs.replace(facts, stack=stack) for facts, stack in zip(seen, stacks, strict=True)),
         gather_seconds=time.monotonic() - began,
+        memory_used=room.used if room else 0,
+        memory_limit=room.limit if room else 0,
     )
 
 
@@ -63,6 +66,7 @@ async def _read(rank: Rank, seconds: float) -> RankEvidence:
         threads_running=second.threads_running,
         kernel_function=second.kernel_function,
         cpu_share=round(max(0.0, second.cpu_seconds - first.cpu_seconds) / between, 2),
+        memory_growth=max(0.0, (second.memory_bytes - first.memory_bytes) / between) if first.memory_bytes else 0.0,
         groups=answers.groups if answers else (),
         recorder_answered=answers is not None,
         python_answers=answers.python if answers else None,

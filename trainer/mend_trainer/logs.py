@@ -11,13 +11,13 @@ import time
 from collections import deque
 from typing import Final
 
+from mend_trainer.linepipe import LinePipe
+
 TAIL_LINES: Final = 40
 _LINE_BYTES: Final = 8192  # a longer line is cut into several
 _SHOWN_BYTES: Final = 1000  # of a line in the tail
-_READ_BYTES: Final = 1 << 16
 _BYTES_PER_SECOND: Final = 1 << 20  # a rank may print this much, and as much again in a burst
 _QUEUE_BYTES: Final = 4 << 20
-_DRAIN_READS: Final = 64
 
 
 class Output:
@@ -82,21 +82,17 @@ class OutputHandler(logging.Handler):
         self._output.write(self.format(record).encode(errors="replace") + b"\n")
 
 
-class RankLog:
-    """Reads one pipe of log lines as they come."""
+class RankLog(LinePipe):
+    """The log lines of one rank."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, prefix: str, output: Output) -> None:
-        self._loop = loop
-        self._descriptor: int | None = descriptor
+        super().__init__(loop, descriptor, _LINE_BYTES)
         self._prefix = prefix.encode()
         self._output = output
-        self._partial = b""
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._allowance = float(2 * _BYTES_PER_SECOND)
         self._refilled_at = time.monotonic()
         self._skipped_lines = 0
-        os.set_blocking(descriptor, False)
-        loop.add_reader(descriptor, self._read)
 
     def call(self, prefix: str) -> None:
         """Another prefix from now on."""
@@ -104,46 +100,20 @@ class RankLog:
 
     def tail(self) -> tuple[str, ...]:
         """The last lines, oldest first."""
-        lines = [*self._tail, self._partial] if self._partial else [*self._tail]
+        lines = [*self._tail, self.partial] if self.partial else [*self._tail]
         return tuple(line[:_SHOWN_BYTES].decode(errors="replace") for line in lines[-TAIL_LINES:])
 
-    def drain(self) -> None:
-        """Read what is in the pipe now, for the writer is dead; bounded, for another process may hold the pipe."""
-        for _ in range(_DRAIN_READS):
-            if self._descriptor is None or not self._read():
-                return
-
     def close(self) -> None:
-        """Read no more."""
-        if self._descriptor is not None:
-            self._loop.remove_reader(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
-        if self._partial:
-            self._take(b"\n")
+        """Read no more; a line that has begun is shown as it is."""
+        super().close()
+        if self.partial:
+            begun, self.partial = self.partial, b""
+            self.take([begun])
 
-    def _read(self) -> bool:
-        """Whether something was there."""
-        assert self._descriptor is not None
-        try:
-            chunk = os.read(self._descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self.close()
-            return False
-        self._take(chunk)
-        return True
-
-    def _take(self, chunk: bytes) -> None:
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        if len(self._partial) > _LINE_BYTES:
-            lines.append(self._partial)
-            self._partial = b""
-        if not lines:
-            return
+    def take(self, lines: list[bytes]) -> None:
+        """Keep the last ones, and print them unless the rank prints too much."""
         self._tail.extend(lines[-TAIL_LINES:])
-        if not self._may_print(len(chunk)):
+        if not self._may_print(sum(map(len, lines)) + len(lines)):
             self._skipped_lines += len(lines)
             return
         if self._skipped_lines:

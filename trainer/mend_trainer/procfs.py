@@ -11,8 +11,10 @@ from typing import Final
 import msgspec
 
 _PROC: Final = Path("/proc")
+_NO_LIMIT: Final = 1 << 60  # version 1 writes the largest number that it knows
 GONE: Final = "X"
 STOPPED: Final = "T"
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,7 @@ class ProcessFacts(msgspec.Struct, frozen=True, kw_only=True):
     threads_running: int = 0  # of all threads, how many are on a CPU or want one
     kernel_function: str = ""  # where the main thread sleeps; "" while it runs, and where that may not be read
     cpu_seconds: float = 0.0  # that the main thread has used so far
+    memory_bytes: int = 0  # of its own in memory: without files and what it shares with others
 
 
 def look_at(pid: int) -> ProcessFacts:
@@ -39,6 +42,7 @@ def look_at(pid: int) -> ProcessFacts:
         threads_running=states.count("R"),
         kernel_function=_kernel_function(pid),
         cpu_seconds=_cpu_seconds(pid),
+        memory_bytes=_memory_bytes(pid),
     )
 
 
@@ -64,6 +68,15 @@ def cpu_ticks(pid: int) -> int:
     """CPU time that all threads of a process have used so far, in the kernel's ticks; 0 when it is gone."""
     fields = _stat_fields(_PROC / str(pid) / "stat")
     return int(fields[11]) + int(fields[12]) if fields else 0
+
+
+def _memory_bytes(pid: int) -> int:
+    """From counters that are read without the lock that a page fault holds."""
+    try:
+        _, resident, shared, *_ = (_PROC / str(pid) / "statm").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
 def _state(stat: Path) -> str:
@@ -104,6 +117,32 @@ def descendants(roots: Iterable[int]) -> set[int]:
         found.update(below)
         frontier.extend(below)
     return found
+
+
+class MemoryRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a container's memory is in use, file pages that can be dropped at once left out, and its limit."""
+
+    used: int
+    limit: int
+
+
+def memory_room(mount: Path = Path("/sys/fs/cgroup"), own: Path = _PROC / "self" / "cgroup") -> MemoryRoom | None:
+    """That of this process's memory cgroup (v2 or v1); None where there is none, or without a limit."""
+    for folder in (file.parent for file in _event_files(mount, own)):
+        for used, limit, idle in (
+            ("memory.current", "memory.max", "inactive_file"),
+            ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
+        ):
+            try:
+                most = (folder / limit).read_text().strip()
+                taken, stat = int((folder / used).read_text()), (folder / "memory.stat").read_text()
+            except (OSError, ValueError):
+                continue
+            if not most.isdigit() or int(most) >= _NO_LIMIT:
+                return None
+            counts = dict(line.split(" ", 1) for line in stat.splitlines() if " " in line)
+            return MemoryRoom(used=max(0, taken - int(counts.get(idle, "0"))), limit=int(most))
+    return None
 
 
 class OutOfMemoryKills:

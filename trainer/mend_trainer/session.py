@@ -42,6 +42,7 @@ from mend.protocol import (
 from mend.store import StoreError
 from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
+from mend_trainer.blueprint import BLUEPRINT, Blueprint
 from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.copies.source import connect
@@ -55,7 +56,7 @@ from mend_trainer.reporting import Reporter, describe
 from mend_trainer.rng import rng_state, set_rng_state
 from mend_trainer.waiting import watch_waiting
 
-_RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader")
+_RESERVED_NAMES: Final = ("model", "optimizer", "ranks", "scheduler", "loader", BLUEPRINT)
 _COMMIT_SECONDS: Final = 900.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
@@ -98,6 +99,7 @@ class Session(Generic[B]):
         checkpoint: CheckpointPlan | None = None,
         config_digest: str = "",
         membership: Membership | None = None,
+        blueprint: Blueprint | None = None,
         final_save_seconds: float = 900.0,
         weights_may_stand_still: bool = False,
     ) -> None:
@@ -112,6 +114,8 @@ class Session(Generic[B]):
         while). Otherwise such a save is refused: most likely what is saved does not follow what is trained.
         `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
         given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
+        `blueprint` (`mend_trainer.blueprint.blueprint_of(model, tokenizer)`) goes into every checkpoint, so that
+        `mend checkpoint export` needs nothing else.
         """
         self._distributed = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self._distributed else 0
@@ -122,6 +126,8 @@ class Session(Generic[B]):
         self._rehearse = rehearse
         self._plan = checkpoint
         self._config_digest = config_digest
+        self._blueprint = blueprint
+        self._constant = {BLUEPRINT: blueprint.value()} if blueprint is not None else {}
         self._final_save_seconds = final_save_seconds
         self._weights_may_stand_still = weights_may_stand_still
         if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -195,6 +201,8 @@ class Session(Generic[B]):
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
         if launch.checkpoint is not None:
             self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
+            if self._blueprint is not None and self.rank == 0:
+                self._blueprint.keep_soon(self._checkpointer.store)
             self._memory_interval_steps = launch.checkpoint.memory_interval_steps
             self._agreement = SaveAgreement(
                 counters,
@@ -399,7 +407,8 @@ class Session(Generic[B]):
             self._report(Restored(checkpoint=ref))
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
-        self._bundle.put(BundleState(tensors=here.tensors, values=restored.values, absent=restored.absent))
+        values = {name: value for name, value in restored.values.items() if name != BLUEPRINT}  # nobody's state
+        self._bundle.put(BundleState(tensors=here.tensors, values=values, absent=restored.absent))
         self._step = self._saved_step = restored.step
         self._tokens = restored.tokens
         if self.rank == 0:
@@ -415,7 +424,9 @@ class Session(Generic[B]):
     def _save(self, checkpointer: Checkpointer, *, owed: bool = True) -> bool:
         self._page.enter(Phase.SAVING)
         state = self._bundle.take()
-        begun = checkpointer.save(self._step, self._tokens, state.tensors, state.values, owed=owed)
+        begun = checkpointer.save(
+            self._step, self._tokens, state.tensors, {**state.values, **self._constant}, owed=owed
+        )
         if begun and owed:
             self._saved_step = self._step
         self._page.enter(Phase.STEP)

@@ -129,8 +129,13 @@ class Supervisor:
 
     @property
     def has_ranks(self) -> bool:
-        """Whether any rank runs here."""
-        return bool(self._gang is not None and self._gang.alive)
+        """Whether any rank runs here, one of an attempt before that is still dying included."""
+        return any(gang.alive for gang in self._gangs)
+
+    @property
+    def _gangs(self) -> tuple[Gang, ...]:
+        """The present one, and those before it some of whose processes are left."""
+        return (*self._ended, *([self._gang] if self._gang else []))
 
     @property
     def stands_for(self) -> float:
@@ -240,7 +245,7 @@ class Supervisor:
         """Measure the machine; whoever asks for the same meanwhile gets the same answer."""
         if self._terminating or self.is_over:
             return self._refuse("this worker is terminating")
-        if any(gang.alive for gang in (*self._ended, *([self._gang] if self._gang else []))):
+        if self.has_ranks:
             return self._refuse("ranks are running here")
         if self._checking is None or self._checking.done():
             environment = {**self._tools.environment, ENV_TOKEN: self._settings.token}  # for its neighbours
@@ -330,7 +335,7 @@ class Supervisor:
 
     async def clean_up(self) -> None:
         """Kill what runs and wait a little for it to be gone; a process stuck in the kernel is left to the kernel."""
-        gangs = [*self._ended, *([self._gang] if self._gang else [])]
+        gangs = self._gangs
         for gang in gangs:
             gang.kill()
         self._standbys.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
@@ -28,13 +27,12 @@ from mend.protocol import (
     Staged,
     decode_report,
 )
+from mend_trainer.linepipe import LinePipe
 from mend_trainer.savers import Holding
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES: Final = 1 << 16
 _LINE_BYTES: Final = 1 << 18
-_DRAIN_READS: Final = 64
 _KEPT_POINTS: Final = 50_000
 
 
@@ -108,58 +106,26 @@ class PointHistory:
         return points, start + len(points)
 
 
-class ReportPipe:
-    """The agent's end of one rank's report pipe. A line that is no report is logged once and passed over."""
+class ReportPipe(LinePipe):
+    """The reports of one rank. A line that is no report is logged once and passed over."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, descriptor: int, rank: int, on_report: Callable[[Report], None]
     ) -> None:
-        self._loop = loop
-        self._descriptor: int | None = descriptor
+        super().__init__(loop, descriptor, _LINE_BYTES)
         self._rank = rank
         self._on_report = on_report
-        self._partial = b""
         self._complained = False
-        os.set_blocking(descriptor, False)
-        loop.add_reader(descriptor, self._read)
 
-    def drain(self) -> None:
-        """Read what a dead rank has left in the pipe."""
-        for _ in range(_DRAIN_READS):
-            if self._descriptor is None or not self._read():
-                return
-
-    def close(self) -> None:
-        """Read no more."""
-        if self._descriptor is not None:
-            self._loop.remove_reader(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _read(self) -> bool:
-        assert self._descriptor is not None
-        try:
-            chunk = os.read(self._descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self.close()
-            return False
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        if len(self._partial) > _LINE_BYTES:
-            self._partial = b""
-            self._complain(f"a line of more than {_LINE_BYTES} bytes")
+    def take(self, lines: list[bytes]) -> None:
+        """Tell of each report."""
         for line in lines:
-            self._take(line)
-        return True
-
-    def _take(self, line: bytes) -> None:
-        try:
-            report = decode_report(line)
-        except msgspec.MsgspecError as error:
-            self._complain(f"{line[:80]!r}: {error}")
-            return
-        self._on_report(report)
+            try:
+                report = decode_report(line)
+            except msgspec.MsgspecError as error:
+                self._complain(f"{line[:80]!r}: {error}")
+            else:
+                self._on_report(report)
 
     def _complain(self, what: str) -> None:
         if not self._complained:

@@ -23,11 +23,13 @@ from torch import nn
 
 from mend.protocol import ExitCode
 from mend_trainer.averages import Averages
+from mend_trainer.blueprint import Blueprint, blueprint_of
 from mend_trainer.bundle import Bundle
 from mend_trainer.config import BadConfig, TrainConfig, read_config
 from mend_trainer.data.loader import Batch, Loader
 from mend_trainer.data.shards import PackedCorpus, pack
 from mend_trainer.data.slices import pieces_of
+from mend_trainer.data.vocabulary import tokenizer_files
 from mend_trainer.optimization import make_optimizer, make_scaler, make_scheduler
 from mend_trainer.parallel import Place, accumulating, computing, join_gang, spread_model, warm_model
 from mend_trainer.rng import seed_generators
@@ -72,6 +74,7 @@ def train(config: TrainConfig) -> None:
             checkpoint=config.checkpoint.plan() if config.checkpoint else None,
             config_digest=_digest(config),
             membership=place.membership,
+            blueprint=_blueprint(config, model, corpus),
             # A loss scale that is too large makes the optimizer skip steps.
             weights_may_stand_still=scaler.is_enabled(),
         ) as session:
@@ -266,6 +269,13 @@ def _pack(config: TrainConfig) -> PackedCorpus:
 
 def _padded(vocabulary_size: int) -> int:
     return -(-vocabulary_size // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
+def _blueprint(config: TrainConfig, model: nn.Module, corpus: PackedCorpus) -> Blueprint:
+    files, end = tokenizer_files(corpus.folder, config.model.context)
+    drawn = blueprint_of(model, files)
+    ends = {"eos_token_id": end}
+    return Blueprint(config={**drawn.config, **ends}, generation={**drawn.generation, **ends}, tokenizer=files)
 
 
 def _announce(config: TrainConfig, place: Place, model: nn.Module, corpus: PackedCorpus) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ Tokens = NDArray[np.int64]
 
 _END: Final = "<|end|>"
 _VOCABULARY_FILE: Final = "tokenizer.json"
+_BYTES: Final = 256
 
 
 class Vocabulary(Protocol):
@@ -83,3 +85,54 @@ def train_vocabulary(texts: Iterable[bytes], size: int) -> TrainedVocabulary:
     )
     tokenizer.train_from_iterator((text.decode("utf-8", errors="replace") for text in texts), trainer)
     return TrainedVocabulary(tokenizer)
+
+
+def tokenizer_files(folder: Path, longest: int) -> tuple[dict[str, bytes], int]:
+    """The vocabulary of a packed corpus as files that `transformers` reads, and the number of its end mark."""
+    kept = folder / _VOCABULARY_FILE
+    raw = kept.read_bytes() if kept.exists() else msgspec.json.encode(_bytes_as_tokenizer())
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": _END,
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,
+    }
+    files = {_VOCABULARY_FILE: raw, "tokenizer_config.json": msgspec.json.format(msgspec.json.encode(settings))}
+    return files, next(each.id for each in msgspec.json.decode(raw, type=_Added).added_tokens if each.content == _END)
+
+
+class _AddedToken(msgspec.Struct, frozen=True):
+    id: int
+    content: str
+
+
+class _Added(msgspec.Struct, frozen=True):
+    """The little that is looked at of a `tokenizer.json`."""
+
+    added_tokens: tuple[_AddedToken, ...]
+
+
+def _bytes_as_tokenizer() -> dict[str, Any]:
+    """The bytes as a byte-pair vocabulary without a single pair, in the format of the `tokenizers` library."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    end = {"id": _BYTES, "content": _END, "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**end, **flags}],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": {"type": "BPE", "vocab": _byte_names(), "merges": []},
+    }
+
+
+def _byte_names() -> dict[str, int]:
+    """The characters by which byte-level vocabularies write bytes: those that can be seen as they are, others above."""
+    seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = (byte for byte in range(_BYTES) if byte not in seen)
+    names = {byte: chr(byte) for byte in seen} | {byte: chr(_BYTES + nth) for nth, byte in enumerate(others)}
+    return {names[byte]: byte for byte in range(_BYTES)}
