@@ -7,7 +7,7 @@ state that mend has no part in. Each attempt trains on data of its own, so a sta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -45,32 +45,39 @@ class Commit:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
 class History:
-    """Everything noted of one run. `floors`: by attempt, the least that it had to restore; absent: nothing."""
+    """Everything noted of one run so far. `floors`: by attempt, the least that it had to restore; absent: nothing."""
 
-    notes: Sequence[Note]
-    world_size: int
-    floors: Mapping[int, State]
+    def __init__(self, notes: Iterable[Note] = (), floors: Mapping[int, State] | None = None) -> None:
+        self.floors = dict(floors or {})
+        self._restored: dict[int, dict[int, Note]] = {}
+        self._reached: dict[tuple[int, int, str], list[State]] = {}
+        self._stepped: set[int] = set()
+        self.add(notes)
+
+    def add(self, notes: Iterable[Note]) -> None:
+        """What ranks have noted since, each rank's notes in their order."""
+        for note in notes:
+            if note.what == "restored":
+                self._restored.setdefault(note.attempt, {})[note.rank] = note
+            else:
+                state = State(note.step, note.attempt)
+                self._reached.setdefault((note.rank, note.step, note.digest), []).append(state)
+                self._stepped.add(note.attempt)
 
     @property
     def attempts(self) -> list[int]:
         """Those in which any rank took up a state."""
-        return sorted({note.attempt for note in self.notes if note.what == "restored"})
+        return sorted(self._restored)
 
-    def restored(self, attempt: int) -> dict[int, Note]:
+    def restored(self, attempt: int) -> Mapping[int, Note]:
         """What each rank of the attempt took up."""
-        return {note.rank: note for note in self.notes if note.what == "restored" and note.attempt == attempt}
+        return self._restored.get(attempt, {})
 
     def origins(self, note: Note) -> list[State]:
-        """Every state that this rank had really reached before and that has this digest."""
-        return [
-            State(each.step, each.attempt)
-            for each in self.notes
-            if each.what == "reached"
-            and (each.rank, each.step, each.digest) == (note.rank, note.step, note.digest)
-            and each.attempt < note.attempt
-        ]
+        """Every state that this rank had really reached in an earlier attempt and that has this digest."""
+        found = self._reached.get((note.rank, note.step, note.digest), ())
+        return [state for state in found if state.attempt < note.attempt]
 
     def parent(self, attempt: int) -> State | None:
         """The state that the attempt stands on; None for a fresh start, or if it is none that was reached."""
@@ -79,8 +86,7 @@ class History:
 
     def base(self, attempt: int) -> int | None:
         """The attempt that `attempt` carries on: the last before it that made a step."""
-        stepped = {note.attempt for note in self.notes if note.what == "reached" and note.attempt < attempt}
-        return max(stepped, default=None)
+        return max((each for each in self._stepped if each < attempt), default=None)
 
     def line(self, attempt: int | None) -> dict[int, int]:
         """The attempts that `attempt` stands on, itself included, each with the last step that counts."""
@@ -143,7 +149,30 @@ def floor(history: History, found: Iterable[Commit], attempt: int, damaged: Iter
     return max((state for state in sound if history.is_on_line(state, attempt)), default=None)
 
 
-def notes_in(folder: Path) -> list[Note]:
-    """All notes of all ranks, each rank's in their order; a line that a kill cut short is none."""
-    lines = [line for path in sorted(folder.glob("rank-*")) for line in path.read_bytes().split(b"\n")[:-1] if line]
-    return [msgspec.json.decode(line, type=Note) for line in lines]
+class Notebook:
+    """Reads what ranks append to their files, each line once; one that a kill cut short is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+
+    def news(self) -> list[Note]:
+        """The notes since the last call."""
+        found = []
+        for path in sorted(self._folder.glob("rank-*")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                whole = file.read().rpartition(b"\n")[0]
+            if whole:
+                self._read[path] = self._read.get(path, 0) + len(whole) + 1
+                found += [_note(line) for line in whole.split(b"\n")]
+        return [note for note in found if note is not None]
+
+
+def _note(line: bytes) -> Note | None:
+    """The last note of a killed rank may lack its end, and the next rank's begin behind it."""
+    start = line.rfind(b'{"what"')
+    try:
+        return msgspec.json.decode(line[max(start, 0) :], type=Note)
+    except msgspec.DecodeError:
+        return None

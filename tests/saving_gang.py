@@ -38,7 +38,7 @@ from mend.restore import candidates, expendable
 from mend.spec import Checkpointing
 from mend.store import Store, open_store
 from mortal_server import MortalServer
-from reached import FRESH, Commit, History, Note, State, broken_by, commits, floor, notes_in
+from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor
 from s3 import S3Server
 
 PROGRAM = Path(__file__).parent / "programs" / "reaching.py"
@@ -78,9 +78,9 @@ class SavingGang:
         self._catalog = Catalog(self.store)
         self._owner = Owner(namespace=RUN[0], name=RUN[1], uid=UID)
         self._lineages: dict[int, tuple[Ancestor, ...]] = {}
-        self._floors: dict[int, State] = {}
         self.notes_folder = folder / "notes"
         self.notes_folder.mkdir()
+        self._notebook, self._history = Notebook(self.notes_folder), History()
         self._news = asyncio.Event()
         self._pool = AgentPool(on_news=lambda run: self._news.set())
 
@@ -114,7 +114,8 @@ class SavingGang:
 
     def history(self) -> History:
         """Everything that was noted so far."""
-        return History(notes_in(self.notes_folder), self.world_size, self._floors)
+        self._history.add(self._notebook.news())
+        return self._history
 
     def stored_keys(self) -> list[str]:
         """Every key under the prefix, asked for behind mend's back."""
@@ -140,7 +141,7 @@ class SavingGang:
         """Promises that were broken before the gang was back."""
         self._broken += broken
 
-    def broken_in_store(self) -> list[str]:
+    def broken_promises(self) -> list[str]:
         """What was noted, and checkpoints that nobody damaged and that are gone, or called damaged."""
         keys = set(self.stored_keys())
         here = {each.folder for each in commits(keys)}
@@ -182,10 +183,10 @@ class SavingGang:
     async def launch(self, *, in_memory: bool) -> None:
         """The next attempt, from what mend says it may start from; agents that were killed are made anew."""
         await self._until(self._are_all_ready, "agents with a store and standbys", while_all_live=False)
-        history, attempt = await asyncio.to_thread(self.history), self.attempt + 1
+        history, attempt = self.history(), self.attempt + 1
         least = floor(history, await asyncio.to_thread(self.commits), attempt, self.damaged)
         if least is not None:
-            self._floors[attempt] = least
+            history.floors[attempt] = least
         refs = await asyncio.to_thread(self._candidates, history, attempt)
         self.attempt = attempt
         self._pool.fence(RUN, attempt)
@@ -240,14 +241,10 @@ class SavingGang:
         await self._until(self._all_restored, f"attempt {self.attempt} with a state on every rank")
         beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
         self.restored_from = next((beat.restored.uri for beat in beats if beat.restored is not None), "")
-        return broken_by(await asyncio.to_thread(self.history), self.attempt)
+        return broken_by(self.history(), self.attempt)
 
     def _all_restored(self) -> bool:
-        notes = self._notes_of_attempt("restored")
-        return len({note.rank for note in notes}) == self.world_size
-
-    def _notes_of_attempt(self, what: str) -> list[Note]:
-        return [note for note in notes_in(self.notes_folder) if (note.attempt, note.what) == (self.attempt, what)]
+        return len(self.history().restored(self.attempt)) == self.world_size
 
     async def back(self, *, in_memory: bool) -> list[str]:
         """Launch until all ranks train again, which has to be soon; the promises that were broken on the way."""

@@ -7,13 +7,12 @@ import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from lying_proxy import flipped
-from mend.protocol import MANIFEST_NAME
+from mend.protocol import MANIFEST_NAME, Message
 from mortal_server import a_mortal_server
 from reached import Commit
 from s3 import S3Server
@@ -22,6 +21,7 @@ from saving_gang import Ended, NotBack, SavingGang, a_saving_gang
 
 LATEST_SECONDS: Final = 3.0  # by then a moment that waits for a request has come anyway
 OUTAGE_SECONDS: Final = 0.7
+SETTLED_SECONDS: Final = 0.3
 SHARDS: Final = ".distcp"
 
 
@@ -29,8 +29,7 @@ class NotPossible(Exception):
     """This cannot be done here; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Message, frozen=True):
     """What came of one injection: promises that were broken, in sentences; `skipped`: why it was not done."""
 
     plan: Plan
@@ -38,6 +37,7 @@ class Result:
     seconds: float = 0.0
     restored: str = ""  # the uri
     skipped: str = ""
+    is_lost: bool = False  # the gang is not back, and no more can be done with it
 
 
 async def inject(gang: SavingGang, plan: Plan) -> Result:
@@ -45,22 +45,25 @@ async def inject(gang: SavingGang, plan: Plan) -> Result:
     began = time.monotonic()
     try:
         await gang.saved(2)
-        await DO[plan.kind](gang, plan)
+        try:
+            await DO[plan.kind](gang, plan)
+        except Ended as why:
+            gang.note_broken([f"the training broke: {why}"])
         gang.proxy.heal()
         gang.excuse(_folder(path) for path in gang.proxy.spoilt)
-        broken = await gang.back(in_memory=plan.in_memory)
+        gang.note_broken(await gang.back(in_memory=plan.in_memory))
     except NotPossible as why:
         gang.proxy.heal()
-        return Result(plan, skipped=str(why))
-    except Ended as why:
-        gang.proxy.heal()
-        await gang.back(in_memory=False)
-        return Result(plan, (f"the training broke: {why}",), time.monotonic() - began)
-    except NotBack as why:
-        return Result(plan, (f"does not resume: {why}",), time.monotonic() - began)
-    broken += await asyncio.to_thread(gang.broken_in_store)
-    await asyncio.to_thread(gang.prune)
-    return Result(plan, tuple(broken), time.monotonic() - began, gang.restored_from)
+        return Result(plan=plan, skipped=str(why))
+    except (Ended, NotBack) as why:
+        return Result(plan=plan, broken=(f"does not resume: {why}",), seconds=_since(began), is_lost=True)
+    broken = await asyncio.to_thread(gang.broken_promises)
+    gang.prune()
+    return Result(plan=plan, broken=tuple(broken), seconds=_since(began), restored=gang.restored_from)
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)
 
 
 @contextlib.asynccontextmanager
@@ -108,7 +111,7 @@ async def all_ranks_dead(gang: SavingGang) -> None:
     before: list[Commit] = []
     while (now := await asyncio.to_thread(gang.commits)) != before:
         before = now
-        await asyncio.sleep(OUTAGE_SECONDS)
+        await asyncio.sleep(SETTLED_SECONDS)
 
 
 # ---------------------------------------------------------------- processes
@@ -274,7 +277,7 @@ async def _at_rest(gang: SavingGang, plan: Plan, name: str, change: Callable[[by
 
 async def _rested(gang: SavingGang) -> list[Commit]:
     await all_ranks_dead(gang)
-    return await asyncio.to_thread(gang.sound_commits)
+    return gang.sound_commits()
 
 
 def _pick(gang: SavingGang, commit: Commit, name: str, plan: Plan) -> str:
