@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report
 from mend.store import Data, Store, open_store
 from mend_trainer.checkpoint import Checkpointer
+from saver_thread import with_store
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -94,6 +95,7 @@ def a_checkpointer(uri: str, attempt: int, reports: list[Report], store: Store |
         attempt=attempt,
         report=reports.append,
         store=store,
+        saver=with_store(store or open_store(uri)),
         timeout_seconds=60,
     )
 

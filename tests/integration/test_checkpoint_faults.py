@@ -29,12 +29,14 @@ from mend.protocol import (
     Quarantined,
     Report,
     SaveFailed,
+    Skipped,
 )
 from mend.store import Forbidden, Store, Unreachable, open_store
 from mend.store.files import FileStore
 from mend.store.s3 import S3Store
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, MisfitError
 from s3 import FaultyProxy, S3Server, ministack, rclone
+from saver_thread import with_store
 
 SHARD = "__0_0.distcp"
 
@@ -72,11 +74,18 @@ def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
 class Keeper:
     """A checkpointer of one rank and what it reported."""
 
-    def __init__(self, uri: str, attempt: int = 1, store: Store | None = None) -> None:
+    def __init__(self, uri: str, attempt: int = 1, store: Store | None = None, save_seconds: float = 60.0) -> None:
         self.reports: list[Report] = []
         plan = CheckpointPlan(uri=uri)
         self.checkpointer = Checkpointer(
-            plan, run="team/clio", run_uid="uid-1", attempt=attempt, report=self.reports.append, store=store
+            plan,
+            run="team/clio",
+            run_uid="uid-1",
+            attempt=attempt,
+            report=self.reports.append,
+            store=store,
+            saver=with_store(store or open_store(uri)),
+            save_seconds=save_seconds,
         )
 
     def save(self, step: int) -> CheckpointRef:
@@ -334,6 +343,7 @@ from mend.protocol import CheckpointPlan
 from mend_trainer.checkpoint import Checkpointer
 reports = []
 keeper = Checkpointer(CheckpointPlan(uri=sys.argv[1]), run="t/r", run_uid="u", attempt=1, report=reports.append)
+# Its saver is started by the first save, and has this limit as well.
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 assert keeper.save(1, 0, {"w": torch.zeros(100_000)}, {})
 assert not keeper.wait(60)
@@ -387,7 +397,7 @@ def test_saving_and_restoring_outlast_a_busy_store(proxy: FaultyProxy) -> None:
 
 def test_a_store_that_stays_away_fails_the_save_softly(proxy: FaultyProxy) -> None:
     """When the store does not recover in time the save fails, nothing is committed, and the next save works."""
-    keeper = Keeper("", store=a_bucket(proxy.server, "away", deadline_seconds=0.5))
+    keeper = Keeper("", store=a_bucket(proxy.server, "away", deadline_seconds=0.5), save_seconds=1.0)
     proxy.answer_with(503, times=1000, method="PUT")
     assert keeper.checkpointer.save(1, 0, a_state(1), {})
     assert not keeper.checkpointer.wait(60)
@@ -422,16 +432,18 @@ def test_a_forbidden_store_is_told_as_such_when_restoring(proxy: FaultyProxy) ->
 
 
 def test_a_slow_upload_does_not_stop_the_training(proxy: FaultyProxy) -> None:
-    """While the store does not answer, saves that fall due are skipped at once, and the loop goes on."""
+    """While the store does not answer, one more is kept, saves that fall due then are skipped, and the loop goes on."""
     keeper = Keeper("", store=a_bucket(proxy.server, "slow"))
     release = proxy.stall(times=1, method="PUT", part=SHARD)
     assert keeper.checkpointer.save(1, 10, a_state(1), {})
-    for step in range(2, 6):
+    assert keeper.checkpointer.save(2, 20, a_state(2), {})
+    for step in range(3, 6):
         assert not keeper.checkpointer.save(step, 10, a_state(step), {})
+    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3, 4, 5]
     assert keeper.checkpointer.in_flight
     release.set()
     assert keeper.checkpointer.wait(60)
-    assert keeper.checkpointer.committed_step == 1
+    assert keeper.checkpointer.committed_step == 2
 
 
 def test_a_shard_replaced_in_the_bucket_is_noticed(server: S3Server) -> None:

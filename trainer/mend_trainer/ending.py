@@ -42,12 +42,12 @@ async def _save(gang: Gang, deadline: float) -> bool:
         return False
 
     def committed() -> bool:
-        return all(rank.progress().committed_step >= step for rank, step in wanted.items())
+        return all(gang.committed_step(rank) >= step for rank, step in wanted.items())
 
     margin = min(_GOODBYE_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
     await _wait_until(lambda: committed() or not gang.alive, deadline - margin)
     if saved := committed():
-        step = max(rank.progress().committed_step for rank in wanted)
+        step = max(gang.committed_step(rank) for rank in wanted)
         log.info("attempt %d: saved at step %d", gang.launch.attempt, step)
     else:
         log.warning("attempt %d: no save was committed", gang.launch.attempt)

@@ -13,7 +13,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from mend.protocol import ExitCode, Launch, Measured, Raised, RankError, RankExit, Rejoin, Rejoined, Report
+from mend.protocol import (
+    Committed,
+    ExitCode,
+    Launch,
+    Measured,
+    Raised,
+    RankError,
+    RankExit,
+    Rejoin,
+    Rejoined,
+    Report,
+    SaveFailed,
+    Staged,
+)
 from mend_trainer.kernel import Ending, kill_group, send
 from mend_trainer.logs import RankLog
 from mend_trainer.pipes import OrderPipe, make_pipes
@@ -66,6 +79,15 @@ class Gang:
     def has_succeeded(self) -> bool:
         """Every rank exited with 0 by itself."""
         return not self.stopped and all(rank.exit is not None and rank.exit.code == 0 for rank in self.ranks)
+
+    def committed_step(self, rank: Rank) -> int:
+        """Step of the newest checkpoint of this attempt to which the rank has contributed; -1: none."""
+        place = rank.rank - self.launch.first_rank
+        return max(rank.progress().committed_step, self._tools.arenas.committed_step(place, self.launch.attempt))
+
+    def heard(self, outcome: Committed | SaveFailed) -> None:
+        """What the saver tells of a save of this attempt."""
+        self.told = fold(self.told, outcome, time.monotonic())
 
     # ------------------------------------------------------------ ending
     def kill(self) -> None:
@@ -142,7 +164,9 @@ class Gang:
     # ------------------------------------------------------------ ranks that stay
     async def _rejoins(self, rank: Rank, store_port: int) -> bool:
         """Whether the process of `rank` is in this attempt within a few seconds."""
-        order = Rejoin(attempt=self.launch.attempt, env=rank_environment(self.launch, rank, store_port))
+        order = Rejoin(
+            attempt=self.launch.attempt, env=rank_environment(self.launch, rank, store_port, self._tools.arenas)
+        )
         began = time.monotonic()
         while not rank.settled.is_set() and time.monotonic() - began < _REJOIN_SECONDS:
             if not rank.rejoin(order, began):
@@ -203,6 +227,9 @@ class Gang:
             case Measured(point=point):
                 self.curve.add(point)
                 return  # told at the next interval: a point is no news
+            case Staged():
+                self._tools.staged()
+                return  # told once the saver has it
             case Raised(error=error):
                 rank.error, rank.error_at = error, time.monotonic()
             case _:

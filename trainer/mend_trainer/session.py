@@ -58,7 +58,6 @@ _COMMIT_SECONDS: Final = 900.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
 _REHEARSALS: Final = 2
-_ABANDON_SECONDS: Final = 2.0
 
 _log = logging.getLogger(__name__)
 B = TypeVar("B", covariant=True)
@@ -97,6 +96,7 @@ class Session(Generic[B]):
         config_digest: str = "",
         membership: Membership | None = None,
         final_save_seconds: float = 900.0,
+        weights_may_stand_still: bool = False,
     ) -> None:
         """`others` are further things with state: gradient scalers, averaged weights.
 
@@ -105,6 +105,8 @@ class Session(Generic[B]):
         are rehearsed before the state is put in place, in every attempt alike.
         `checkpoint` says where to save when no agent started this process; with one, the TrainingRun says it.
         `final_save_seconds`: for about how long the last save is tried again while the store takes nothing.
+        `weights_may_stand_still`: some saves may find all weights as in the save before (a learning rate of 0 for a
+        while). Otherwise such a save is refused: most likely what is saved does not follow what is trained.
         `membership` is what joined the process group (`mend_trainer.parallel.join_gang`). With it, and with the loop
         given to `run`, a rank whose peer is lost keeps its process and its model, and rejoins the gang.
         """
@@ -118,6 +120,7 @@ class Session(Generic[B]):
         self._plan = checkpoint
         self._config_digest = config_digest
         self._final_save_seconds = final_save_seconds
+        self._weights_may_stand_still = weights_may_stand_still
         if not self._distributed and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise RuntimeError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but torch.distributed is not initialized: call "
@@ -148,6 +151,7 @@ class Session(Generic[B]):
         self._curve = Curve(self._page, self._report if self.rank == 0 else None)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
+        self._memory_interval_steps: int | None = None
         self._wishes_seen = 0
         self._step = self._saved_step = -1
         self._tokens = 0
@@ -188,6 +192,7 @@ class Session(Generic[B]):
         launch = decode_launch(order) if order else launch_alone(self._plan, counters)
         if launch.checkpoint is not None:
             self._checkpointer = self._make_checkpointer(launch, launch.checkpoint)
+            self._memory_interval_steps = launch.checkpoint.memory_interval_steps
             self._agreement = SaveAgreement(
                 counters,
                 rank=self.rank,
@@ -199,6 +204,7 @@ class Session(Generic[B]):
         self._step_began = time.monotonic()
 
     def _make_checkpointer(self, launch: Launch, plan: CheckpointPlan) -> Checkpointer:
+        before = self._checkpointer
         with self._rejoining.extended() if self._rejoining is not None else nullcontext():
             return Checkpointer(
                 plan,
@@ -208,7 +214,9 @@ class Session(Generic[B]):
                 report=self._report,
                 mark=self._page.mark,
                 config_digest=self._config_digest,
-                store=self._checkpointer.store if self._checkpointer is not None else None,
+                store=before.store if before is not None else None,
+                arena=before.arena if before is not None else None,
+                may_repeat=self._weights_may_stand_still,
             )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -292,6 +300,9 @@ class Session(Generic[B]):
                 if not self._save(self._checkpointer):
                     self._agreement.postpone()
                 self._step_began = time.monotonic()  # a save is no part of the next step
+            elif self._is_kept_in_memory(self._step):
+                self._save(self._checkpointer, owed=False)
+                self._step_began = time.monotonic()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -338,8 +349,6 @@ class Session(Generic[B]):
         self._page.begin_anew()
         self._report(Rejoined(attempt=order.attempt))
         before = self._checkpointer
-        if before is not None:
-            before.abandon(_ABANDON_SECONDS)
         self._rejoining.renew(order, before.lineage if before is not None else ())
         self._enter_attempt()
 
@@ -363,7 +372,7 @@ class Session(Generic[B]):
             # Taken only if there is something to restore: it gives the optimizer its states before the first step.
             here = self._bundle.take()
             try:
-                restored = self._checkpointer.restore(launch.restore, here.tensors)
+                restored = self._checkpointer.restore(launch.restore, here.tensors, launch.holders)
             except (CheckpointsUnreadable, StoreError) as error:
                 # What mend must tell from the user's own errors: the code says that the store is to blame.
                 _log.error("%s", error)
@@ -381,11 +390,15 @@ class Session(Generic[B]):
         if self.rank == 0:
             _log.info("restored step %d from %s", restored.step, restored.ref.uri)
 
-    def _save(self, checkpointer: Checkpointer) -> bool:
+    def _is_kept_in_memory(self, step: int) -> bool:
+        every = self._memory_interval_steps
+        return every is not None and (step + 1) % every == 0
+
+    def _save(self, checkpointer: Checkpointer, *, owed: bool = True) -> bool:
         self._page.enter(Phase.SAVING)
-        snapshot = self._bundle.take()
-        begun = checkpointer.save(self._step, self._tokens, snapshot.tensors, snapshot.values)
-        if begun:
+        state = self._bundle.take()
+        begun = checkpointer.save(self._step, self._tokens, state.tensors, state.values, owed=owed)
+        if begun and owed:
             self._saved_step = self._step
         self._page.enter(Phase.STEP)
         return begun
@@ -395,6 +408,7 @@ class Session(Generic[B]):
             return
         self._page.enter(Phase.SAVING)
         committed = self._wait_for(checkpointer)
+        checkpointer.save_seconds = self._final_save_seconds
         for pause in (0.0, *_pauses(self._final_save_seconds)):
             if committed and self._saved_step == self._step:
                 break
@@ -415,11 +429,12 @@ class Session(Generic[B]):
             time.sleep(min(left, _SIGN_SECONDS))
 
     def _wait_for(self, checkpointer: Checkpointer) -> bool:
-        """Whether the save in flight was committed; while it is, the rank shows that it lives and waits for it."""
+        """Whether the last save was committed, alike on all ranks; while it is not, the rank shows that it lives."""
         deadline = time.monotonic() + _COMMIT_SECONDS
         while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
             self._page.mark()
-        return checkpointer.wait(0.0)
+        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)])
+        return not failed
 
     def _report(self, report: Report) -> None:
         with self._reporting:

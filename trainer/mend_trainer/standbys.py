@@ -1,8 +1,9 @@
-"""The agent's side of the zygote: keeps standbys ready, one per rank, and the keeper of stores alive."""
+"""The agent's side of the zygote: keeps standbys ready, one per rank, and the keeper of stores and the saver alive."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -14,11 +15,13 @@ from typing import Final
 
 import msgspec
 
+from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
 from mend_trainer.pipes import Pipes
 from mend_trainer.rank import Post
+from mend_trainer.savers import MESSAGE_BYTES, Guide, Said, decode_said
 from mend_trainer.warm import Birth, Nursery, decode_hello, decode_imported
 
 log = logging.getLogger(__name__)
@@ -61,8 +64,11 @@ class Standbys:
         preload: tuple[str, ...],
         host: str,
         wanted: int,
+        arenas: Arenas,
         changed: Callable[[], None],
+        on_said: Callable[[Said], None],
     ) -> None:
+        self._arenas, self._on_said = arenas, on_said
         self._loop, self._reaper, self._output = loop, reaper, output
         self._environment, self._command, self._preload, self._host = environment, command, preload, host
         self._wanted = 0 if isinstance(command, Program) else wanted  # other programs start by exec
@@ -72,6 +78,10 @@ class Standbys:
         self._born: set[Standby] = set()  # asked for, not yet heard of
         self._zygote: socket.socket | None = None
         self._keeper: Standby | None = None
+        self._saver: Standby | None = None
+        self._saver_is_asked_for = False
+        self._saver_pause = _RESTART_SECONDS[0]
+        self._guide = Guide()
         self._imported = False
         self._restarts = 0
         self._pause = _RESTART_SECONDS[0]
@@ -113,8 +123,11 @@ class Standbys:
             standby.channel.close()
         self._ready.clear()
         self._born.clear()
-        if self._keeper is not None:
-            kill_group(self._keeper.pid)
+        for child in (self._keeper, self._saver):
+            if child is not None:
+                kill_group(child.pid)
+        if self._saver is not None:
+            self._loop.remove_reader(self._saver.channel)
 
     # ------------------------------------------------------------ the zygote
     def _start(self) -> None:
@@ -156,6 +169,7 @@ class Standbys:
             self._wanted = 0
         log.info("warm after %.1fs", told.seconds)
         self._imported, self._pause = True, _RESTART_SECONDS[0]
+        self._ask_for_saver()
         self._refill()
         self._tell()
 
@@ -190,6 +204,7 @@ class Standbys:
             socket.send_fds(self._zygote, [msgspec.json.encode(birth)], [theirs.fileno()])
         except OSError:  # it just died; the reaper tells
             ours.close()
+            self._saver_is_asked_for = self._saver_is_asked_for and birth.role != "saver"
             return
         finally:
             theirs.close()
@@ -205,6 +220,8 @@ class Standbys:
         self._born.discard(child)
         if not message:  # it died before it was ready
             child.channel.close()
+            if child.on_end == self._saver_ended:
+                self._saver_ended(child, Ending(signal=signal.SIGKILL))
             self._tell()
             return
         hello = decode_hello(message)
@@ -214,6 +231,10 @@ class Standbys:
             child.on_end(child, Ending(signal=signal.SIGKILL))
         elif was_standby:
             self._ready.append(child)
+        elif child.on_end == self._saver_ended:
+            self._saver, self._saver_is_asked_for = child, False
+            self._loop.add_reader(child.channel, self._hear_saver, child)
+            self.guide(self._guide)
         else:
             self._keeper, self.store_port = child, hello.port
         self._tell()
@@ -236,6 +257,49 @@ class Standbys:
         log.warning("the keeper of stores ended (%s)", ending)
         if self._zygote is not None:
             self._ask_for(Birth(role="keeper"), self._keeper_ended)
+
+    # ------------------------------------------------------------ the saver
+    def guide(self, guide: Guide) -> None:
+        """Tell the saver, and any that comes after it, what it is to know; it looks at the arenas."""
+        self._guide = guide
+        if self._saver is not None:
+            with contextlib.suppress(OSError):  # stopped, or just dead: it looks, or its successor does
+                self._saver.channel.send(msgspec.json.encode(guide))
+
+    def wake_saver(self) -> None:
+        """There is something new in the arenas."""
+        self.guide(self._guide)
+
+    def _ask_for_saver(self) -> None:
+        if self._closed or self._saver is not None or self._saver_is_asked_for or not self._imported:
+            return
+        self._saver_is_asked_for = True
+        birth = Birth(role="saver", arenas=self._arenas.own, copies=self._arenas.copies)
+        self._ask_for(birth, self._saver_ended)
+
+    def _hear_saver(self, saver: Standby) -> None:
+        try:
+            message = saver.channel.recv(MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:  # its end is told by the reaper
+            self._loop.remove_reader(saver.channel)
+            return
+        self._saver_pause = _RESTART_SECONDS[0]
+        self._on_said(decode_said(message))
+
+    def _saver_ended(self, saver: Standby, ending: Ending) -> None:
+        if saver.channel.fileno() >= 0:
+            self._loop.remove_reader(saver.channel)
+            saver.channel.close()
+        self._saver, self._saver_is_asked_for = None, False
+        if self._closed:
+            return
+        log.warning("the saver ended (%s); again in %.1fs", ending, self._saver_pause)
+        self._loop.call_later(self._saver_pause, self._ask_for_saver)
+        self._saver_pause = min(2 * self._saver_pause, _RESTART_SECONDS[1])
 
     def _tell(self) -> None:
         self._news.set()

@@ -12,6 +12,7 @@ import msgspec
 
 from mend import protocol
 from mend.protocol import Launch
+from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output
@@ -34,10 +35,12 @@ class Tools(msgspec.Struct, frozen=True, kw_only=True):
     standbys: Standbys
     output: Output
     oom_kills: OutOfMemoryKills
+    arenas: Arenas
     environment: Mapping[str, str]
     command: Command
     argv: tuple[str, ...]
     changed: Callable[[], None]
+    staged: Callable[[], None]
 
 
 async def start(
@@ -49,7 +52,7 @@ async def start(
     on_end: Callable[[Ending], None],
 ) -> None:
     """Give `rank` a process, which gets its ends of the `pipes`."""
-    given = rank_environment(launch, rank, store_port)
+    given = rank_environment(launch, rank, store_port, tools.arenas)
     command = tools.command
     if not isinstance(command, Program) and _starts_alike(launch.env, tools.environment):
         while standby := await tools.standbys.take(_STANDBY_SECONDS):
@@ -74,7 +77,7 @@ def _start_cold(given: Mapping[str, str], pipes: Pipes, tools: Tools) -> int:
     return spawn([sys.executable, "-m", "mend_trainer.rank", *tools.argv], environment, pipes.log)
 
 
-def rank_environment(launch: Launch, rank: Rank, store_port: int) -> dict[str, str]:
+def rank_environment(launch: Launch, rank: Rank, store_port: int, arenas: Arenas) -> dict[str, str]:
     """What a rank gets beside its agent's environment: torchrun's variables and mend's own."""
     local = rank.rank - launch.first_rank
     group = launch.first_rank // launch.ranks
@@ -100,6 +103,7 @@ def rank_environment(launch: Launch, rank: Rank, store_port: int) -> dict[str, s
         protocol.ENV_PAGE: str(rank.page_path),
         protocol.ENV_STACKS: str(rank.stacks_path),
         protocol.ENV_FOOTING: str(rank.footing_path),
+        **arenas.environment(local),
     }
 
 

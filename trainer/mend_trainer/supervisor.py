@@ -25,6 +25,7 @@ from mend.protocol import (
     SaveNow,
     Stop,
 )
+from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check
 from mend_trainer.command import understand
@@ -35,6 +36,7 @@ from mend_trainer.kernel import Reaper
 from mend_trainer.logs import Output
 from mend_trainer.procfs import OutOfMemoryKills
 from mend_trainer.runtime import RuntimeFolder
+from mend_trainer.savers import Came, Guide, Holding, Said
 from mend_trainer.settings import Settings
 from mend_trainer.standbys import Standbys
 from mend_trainer.starting import Tools
@@ -69,6 +71,8 @@ class Supervisor:
         self._reaper = Reaper(loop)
         environment = _environment_of_ranks(os.environ)
         command = understand(settings.command)
+        self._arenas = Arenas(settings.ranks_per_worker)
+        self._holding = Holding()
         self._standbys = Standbys(
             loop=loop,
             reaper=self._reaper,
@@ -78,7 +82,9 @@ class Supervisor:
             preload=settings.preload,
             host=settings.host,
             wanted=settings.ranks_per_worker,
+            arenas=self._arenas,
             changed=self.bell.ring,
+            on_said=self._hear_saver,
         )
         self._tools = Tools(
             loop=loop,
@@ -90,6 +96,8 @@ class Supervisor:
             command=command,
             argv=settings.command,
             changed=self._changed,
+            arenas=self._arenas,
+            staged=self._standbys.wake_saver,
         )
 
     # ------------------------------------------------------------ telling
@@ -137,7 +145,9 @@ class Supervisor:
             store_port=self._standbys.store_port,
             restored=gang.told.restored if gang else None,
             quarantined=gang.told.quarantined if gang else (),
-            save=save_report(gang.told, now) if gang else None,
+            save=save_report(gang.told, self._holding, now) if gang else None,
+            held=self._holding.held,
+            saver_port=self._holding.port,
             terminating=self._terminating,
         )
 
@@ -146,6 +156,16 @@ class Supervisor:
         for gang in [gang for gang in self._ended if gang.is_over]:
             gang.close()
             self._ended.remove(gang)
+        self.bell.ring()
+
+    def _hear_saver(self, said: Said) -> None:
+        match said:
+            case Holding():
+                self._holding = said
+            case Came(attempt=attempt, outcome=outcome):
+                if self._gang is None or attempt != self._gang.launch.attempt:
+                    return  # of an older one: whoever needs it will find it in the store
+                self._gang.heard(outcome)
         self.bell.ring()
 
     # ------------------------------------------------------------ obeying
@@ -176,6 +196,8 @@ class Supervisor:
             self._ended.append(before)
         log.info("attempt %d: ranks %d..%d", order.attempt, order.first_rank, order.first_rank + order.ranks - 1)
         self.attempt = order.attempt
+        plan = order.checkpoint
+        self._standbys.guide(Guide(buddy=order.buddy, bytes_per_second=plan.peer_bytes_per_second if plan else 0))
         # Also where nobody is kept: who takes the places finds what the ranks before have left in them.
         goes_on = before is not None and bool(order.keep) and order.follows == before.launch.attempt
         folder = self._folder.attempt(order.attempt, before.folder if before is not None and goes_on else None)
@@ -291,6 +313,7 @@ class Supervisor:
         for gang in gangs:
             gang.kill()
         self._standbys.close()
+        self._arenas.close()
         if not await self._reaper.all_buried(_BURIAL_SECONDS):
             log.warning("left behind: a process that was killed but does not die")
         for gang in gangs:

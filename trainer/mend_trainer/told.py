@@ -28,6 +28,7 @@ from mend.protocol import (
     Staged,
     decode_report,
 )
+from mend_trainer.savers import Holding
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     committed_at: float = 0.0
     failures: int = 0
     error: str = ""
+    skipped: int = 0
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
@@ -55,26 +57,34 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, committed=report, committed_at=now, failures=0, error="")
         case SaveFailed(step=step, error=error):
             return msgspec.structs.replace(told, failures=told.failures + 1, error=f"step {step}: {error}")
+        case Skipped():
+            return msgspec.structs.replace(told, skipped=told.skipped + 1)
         case Restored(checkpoint=checkpoint):
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
             return msgspec.structs.replace(told, quarantined=(*told.quarantined, uri))
-        case Quarantined() | Raised() | Measured() | Rejoined() | Staged() | Skipped():
+        case Quarantined() | Raised() | Measured() | Rejoined() | Staged():
             return told
 
 
-def save_report(told: Told, now: float) -> SaveReport | None:
+def save_report(told: Told, holding: Holding, now: float) -> SaveReport | None:
     """Health of saving as a heartbeat shows it; None while nothing was saved or failed to be."""
+    report = SaveReport(
+        failures=told.failures,
+        error=told.error,
+        skipped=told.skipped,
+        requests=holding.requests,
+        stored_bytes=holding.stored_bytes,
+    )
     if told.committed is None:
-        return SaveReport(failures=told.failures, error=told.error) if told.failures else None
-    return SaveReport(
+        return report if told.failures or told.skipped else None
+    return msgspec.structs.replace(
+        report,
         committed=told.committed.checkpoint,
         committed_age_seconds=max(0.0, now - told.committed_at),
         stall_seconds=told.committed.stall_seconds,
         commit_seconds=told.committed.commit_seconds,
         bytes=told.committed.bytes,
-        failures=told.failures,
-        error=told.error,
     )
 
 

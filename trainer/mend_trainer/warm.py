@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import select
 import socket
@@ -56,7 +57,9 @@ class Nursery(Message, frozen=True, kw_only=True):
 class Birth(Message, frozen=True, kw_only=True):
     """The agent asks for one process; the descriptor beside it is the child's own channel."""
 
-    role: Literal["standby", "keeper"]
+    role: Literal["standby", "keeper", "saver"]
+    arenas: tuple[str, ...] = ()  # a saver's: where the snapshots of this worker's ranks are
+    copies: tuple[str, ...] = ()  # and those of the worker whose buddy this one is
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -178,11 +181,14 @@ def _give_birth(nursery: Nursery, channel: socket.socket) -> Callable[[], int] |
         return None
     channel.close()
     _await_adoption(nursery.agent_pid)
-    match decode_birth(message).role:
+    birth = decode_birth(message)
+    match birth.role:
         case "standby":
             return lambda: _stand_by(nursery, own)
         case "keeper":
             return lambda: _keep(nursery.host, own)
+        case "saver":
+            return lambda: _save(birth, own)
 
 
 def _fork_orphan() -> bool:
@@ -261,6 +267,21 @@ def _keep(host: str, channel: socket.socket) -> int:
         _say(channel, Hello(pid=os.getpid(), port=port))
 
     keep_stores(host, announce)
+    return ExitCode.SUCCEEDED
+
+
+def _save(birth: Birth, channel: socket.socket) -> int:
+    name_process("mend-saver")
+    from mend_trainer.checkpoint.arena import Arena
+    from mend_trainer.checkpoint.saver import serve
+
+    logging.basicConfig(level=logging.INFO, format="saver: %(message)s", force=True)
+    try:
+        arenas = [Arena.attach(path) for path in birth.arenas]
+    except OSError:
+        os._exit(0)  # the agent is gone
+    _say(channel, Hello(pid=os.getpid()))
+    serve(channel, arenas)
     return ExitCode.SUCCEEDED
 
 

@@ -1,93 +1,281 @@
-"""The copy of the state that a save works from: one flat buffer, allocated and touched once, reused by every save."""
+"""The arena of one place: the last two snapshots of a rank in shared memory, published whole or not at all.
+
+A snapshot is used by whoever maps the arena: the saver that uploads it, a rank that restores, the saver that serves it
+to a peer. It may be replaced meanwhile, unless it is owed: who has read it asks `is_whole` afterwards.
+"""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import Final, NamedTuple
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 import torch
+import xxhash
 
-from mend.store.parallel import each
-from mend_trainer.checkpoint.layout import Block, torch_dtype
+from mend.protocol import Ancestor, Message
+from mend_trainer.checkpoint.copying import Room, copy_in, pin
+from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
+from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, region_start
 
-_ALIGNMENT: Final = 64
-_BATCH_BYTES: Final = 16 << 20
-_MOST_WORKERS: Final = 8
-
-_Move = tuple[int, int, int]  # to which address, from which, how many bytes
-
-
-class _Room(NamedTuple):
-    name: str
-    typed: torch.Tensor
-    address: int
-    bytes: int
+_HEADER, _DIGESTS, _OUTCOME, _DATA = 0, 1, 2, 4
+_POSITIVE: Final = (1 << 63) - 1
+_NOTHING: Final = torch.empty(0, dtype=torch.uint8)
 
 
-class Arena:
-    """Room for the blocks that this rank writes, and for nothing else."""
+class Origin(Message, frozen=True, kw_only=True):
+    """Whose state it is, and of when: the same on all ranks of the save, but for `values`, where rank 0's count."""
 
-    def __init__(self, blocks: Sequence[Block], *, pinned: bool) -> None:
-        self.blocks = tuple(blocks)
-        lengths = [block.bytes for block in blocks]
-        ends = list(accumulate(-(-length // _ALIGNMENT) * _ALIGNMENT for length in lengths))
-        # Zeroed at once: the page faults of first touch would cost ten times the copy itself.
-        flat = torch.zeros(ends[-1] if ends else 0, dtype=torch.uint8, pin_memory=pinned)
-        self._raw = [flat[start : start + length] for start, length in zip([0, *ends], lengths, strict=False)]
-        self._rooms = [
-            _Room(block.name, raw.view(torch_dtype(block.dtype)).view(block.sizes), raw.data_ptr(), block.bytes)
-            for raw, block in zip(self._raw, blocks, strict=True)
-        ]
+    run: str
+    run_uid: str
+    attempt: int
+    lineage: tuple[Ancestor, ...]
+    config_digest: str
+    step: int
+    tokens: int
+    values: dict[str, Any]
+    created_unix_seconds: float = 0.0  # becomes the manifest's, so that two who commit write the same bytes
 
-    @torch.no_grad()
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy this rank's tensors in; back when every byte is there."""
-        on_gpu = False
-        moves: list[_Move] = []
-        for room in self._rooms:
-            tensor = tensors[room.name]
-            if tensor.shape != room.typed.shape:  # copy_ would broadcast
-                raise ValueError(f"{room.name}: {tuple(tensor.shape)} where {tuple(room.typed.shape)} was planned")
-            if _is_plain_memory(tensor):
-                moves.append((room.address, tensor.data_ptr(), room.bytes))
-            else:
-                on_gpu |= tensor.is_cuda
-                room.typed.copy_(tensor, non_blocking=True)
-        # Not copy_: its OpenMP team meets at a barrier for every tensor, ten times slower on a busy machine.
-        each(_copy, list(batches(moves)), min(_MOST_WORKERS, torch.get_num_threads()))
-        if on_gpu:
-            torch.cuda.synchronize()
+
+class Header(Message, frozen=True, kw_only=True):
+    """What a snapshot is: enough for a saver that knows nothing else to make its part of a checkpoint."""
+
+    save_id: str
+    origin: Origin
+    rank: int
+    world_size: int
+    blocks: tuple[Block, ...]
+    uri: str  # the store that it is for; "": it stays in memory
+    endpoint: str | None = None
+    verify: bool = False
+    may_repeat: bool = False  # the weights may be as in the save before
+    save_seconds: float = 900.0  # how long its save may take
+    stall_seconds: float = 0.0  # of the copy
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Where in the snapshot's data each block begins."""
+        return starts(self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One whole snapshot as it was found; check `is_whole` after having read its bytes."""
+
+    arena: Arena
+    slot: int
+    sequence: int
+    header: Header
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the slot still holds this snapshot."""
+        return self.arena.words.get(self.slot, SlotWord.SEQUENCE) == self.sequence
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether it is to become part of a checkpoint."""
+        return self.is_whole and self.arena.words.is_owed(self.slot)
+
+    @cached_property
+    def starts(self) -> Sequence[int]:
+        """Where in `data` each block begins."""
+        return self.header.starts
+
+    @cached_property
+    def data(self) -> memoryview:
+        """All its blocks, each at its start."""
+        blocks = self.header.blocks
+        return self.arena.view(self.slot, _DATA, self.starts[-1] + blocks[-1].bytes if blocks else 0)
 
     def raw(self, index: int) -> memoryview:
         """The bytes of the block at `index`."""
-        return memoryview(self._raw[index].numpy().data)
+        return self.data[self.starts[index] : self.starts[index] + self.header.blocks[index].bytes]
+
+    @property
+    def digests(self) -> tuple[str, ...] | None:
+        """Those of all blocks, in their order, once the saver has taken them."""
+        words = self.arena.words
+        if words.get(self.slot, SlotWord.DIGESTED) != self.sequence:
+            return None
+        length = words.get(self.slot, SlotWord.DIGESTS_BYTES)
+        said = bytes(self.arena.view(self.slot, _DIGESTS, length))
+        return msgspec.json.decode(said, type=tuple[str, ...]) if self.is_whole else None
+
+    def add_digests(self, digests: Sequence[str]) -> None:
+        """The saver's: what the bytes are to be held against from now on."""
+        said = msgspec.json.encode(digests)
+        self.arena.view(self.slot, _DIGESTS, len(said))[:] = said
+        self.arena.words.put(self.slot, SlotWord.DIGESTS_BYTES, len(said))
+        self.arena.words.put(self.slot, SlotWord.DIGESTED, self.sequence)
+
+    def settle(self, outcome: bytes) -> None:
+        """The saver's: nothing is owed of this snapshot any more, and this is what came of it."""
+        outcome = outcome[:REGION_SPAN]
+        self.arena.view(self.slot, _OUTCOME, len(outcome))[:] = outcome
+        self.arena.words.put(self.slot, SlotWord.OUTCOME_BYTES, len(outcome))
+        self.arena.words.put(self.slot, SlotWord.SETTLED, self.sequence)
+
+    @property
+    def outcome(self) -> bytes | None:
+        """What came of it; None while it is owed, or if it never was."""
+        words = self.arena.words
+        if words.get(self.slot, SlotWord.SETTLED) != self.sequence:
+            return None
+        return bytes(self.arena.view(self.slot, _OUTCOME, words.get(self.slot, SlotWord.OUTCOME_BYTES)))
 
 
-def batches(moves: Iterable[_Move]) -> Iterator[list[_Move]]:
-    """The same moves in runs of about equal length, large ones cut, small ones together."""
-    run: list[_Move] = []
-    room = _BATCH_BYTES
-    for target, source, length in moves:
-        done = 0
-        while done < length:
-            part = min(room, length - done)
-            run.append((target + done, source + done, part))
-            done += part
-            room -= part
-            if not room:
-                yield run
-                run, room = [], _BATCH_BYTES
-    if run:
-        yield run
+class Draft:
+    """A snapshot in the making; its slot is torn until it is published."""
+
+    def __init__(self, arena: Arena, slot: int, sequence: int, blocks: Sequence[Block]) -> None:
+        self.slot, self.sequence, self.blocks = slot, sequence, tuple(blocks)
+        self._arena = arena
+        self._starts, total = _ends(blocks)
+        self._data = arena.view(slot, _DATA, total)
+
+    def raw(self, index: int) -> memoryview:
+        """Room for the bytes of the block at `index`."""
+        return self._data[self._starts[index] : self._starts[index] + self.blocks[index].bytes]
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy these tensors in, those of the blocks' names; back when every byte is there."""
+        copy_in(self._arena.rooms(self), tensors)
+
+    def publish(self, header: Header, *, owed: bool) -> Snapshot:
+        """From now on it is a snapshot."""
+        assert header.blocks == self.blocks
+        words, said = self._arena.words, msgspec.json.encode(header)
+        if len(said) > REGION_SPAN:
+            raise ValueError(f"`values` and names of tensors take {len(said)} bytes; at most {REGION_SPAN} are kept")
+        self._arena.view(self.slot, _HEADER, len(said))[:] = said
+        words.put(self.slot, SlotWord.HEADER_BYTES, len(said))
+        words.put(self.slot, SlotWord.HEADER_CHECK, _check(said))
+        if owed:
+            words.put(self.slot, SlotWord.OWED, self.sequence)
+        words.put(self.slot, SlotWord.SEQUENCE, self.sequence)
+        return Snapshot(self._arena, self.slot, self.sequence, header)
+
+    def rooms(self) -> list[Room]:
+        """The places of all blocks, as tensors."""
+        return [self._room(index) for index in range(len(self.blocks))]
+
+    def _room(self, index: int) -> Room:
+        block = self.blocks[index]
+        flat = torch.frombuffer(self.raw(index), dtype=torch.uint8) if block.bytes else _NOTHING
+        return Room(block.name, flat.view(torch_dtype(block.dtype)).view(block.sizes), flat.data_ptr(), block.bytes)
 
 
-def _copy(moves: Sequence[_Move]) -> None:
-    for target, source, length in moves:
-        ctypes.memmove(target, source, length)  # without the GIL
+class Arena:
+    """One arena, mapped as far as it is used."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.words = Words(descriptor)
+        self._regions: dict[tuple[int, int], memoryview] = {}
+        self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again
+        self._rooms: dict[int, tuple[tuple[Block, ...], list[Room]]] = {}
+        self._pinned = False
+
+    @classmethod
+    def create(cls, name: str) -> Arena:
+        """A new one, of this process."""
+        return cls(create_arena(name))
+
+    @classmethod
+    def attach(cls, path: str | Path) -> Arena:
+        """One that another process has made; raises OSError if that process is gone."""
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    @property
+    def descriptor(self) -> int:
+        """The file, open as long as this object is in use."""
+        return self._descriptor
+
+    def snapshots(self) -> list[Snapshot]:
+        """Those that are whole, the newest last."""
+        found = [snapshot for slot in range(SLOTS) if (snapshot := self._snapshot(slot))]
+        return sorted(found, key=lambda snapshot: snapshot.sequence)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a snapshot could be taken now."""
+        return self._oldest_free() is not None
+
+    def prepare(self, blocks: Sequence[Block], *, pinned: bool = False) -> None:
+        """Allocate and touch what two snapshots need: the page faults of first touch cost ten times a copy."""
+        self._pinned = pinned
+        for slot in range(SLOTS):
+            self.view(slot, _DATA, _ends(blocks)[1])
+
+    def begin(self, blocks: Sequence[Block]) -> Draft | None:
+        """Make room in the place of the oldest snapshot that is not owed; None if both are."""
+        if (slot := self._oldest_free()) is None:
+            return None
+        sequence = max(self.words.get(each, SlotWord.SEQUENCE) for each in range(SLOTS))
+        sequence += 2 - sequence % 2
+        self.words.put(slot, SlotWord.SEQUENCE, sequence - 1)
+        return Draft(self, slot, sequence, blocks)
+
+    def rooms(self, draft: Draft) -> list[Room]:
+        """As the draft's; made once for all drafts of the same blocks, since states have thousands of tensors."""
+        known = self._rooms.get(draft.slot)
+        if known is None or known[0] != draft.blocks:
+            known = self._rooms[draft.slot] = draft.blocks, draft.rooms()
+        return known[1]
+
+    def view(self, slot: int, region: int, length: int) -> memoryview:
+        """The first bytes of one part of a slot, mapped and present."""
+        mapped = self._regions.get((slot, region))
+        if mapped is None or len(mapped) < length:
+            pages = max(1, -(-length // PAGE_BYTES)) * PAGE_BYTES
+            memory = mmap.mmap(
+                self._descriptor,
+                pages,
+                flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+                offset=region_start(slot, region),
+            )
+            mapped = self._regions[slot, region] = memoryview(memory)
+            self._rooms.pop(slot, None)
+            if self._pinned and region == _DATA:
+                pin(mapped)
+        return mapped[:length]
+
+    def _oldest_free(self) -> int | None:
+        free = [slot for slot in range(SLOTS) if not self.words.is_owed(slot)]
+        # One that is torn holds nothing that anybody could want.
+        return min(free, key=lambda slot: (self.words.is_whole(slot), self._sequence(slot)), default=None)
+
+    def _sequence(self, slot: int) -> int:
+        return self.words.get(slot, SlotWord.SEQUENCE)
+
+    def _snapshot(self, slot: int) -> Snapshot | None:
+        sequence = self._sequence(slot)
+        if not self.words.is_whole(slot):
+            return None
+        known = self._read.get(slot)
+        if known is not None and known[0] == sequence:
+            return Snapshot(self, slot, sequence, known[1])
+        length, check = (self.words.get(slot, word) for word in (SlotWord.HEADER_BYTES, SlotWord.HEADER_CHECK))
+        if not 0 < length <= REGION_SPAN:
+            return None
+        said = bytes(self.view(slot, _HEADER, length))
+        if _check(said) != check or self._sequence(slot) != sequence:
+            return None
+        header = msgspec.json.decode(said, type=Header)
+        self._read[slot] = sequence, header
+        return Snapshot(self, slot, sequence, header)
 
 
-def _is_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether its bytes, as they lie, are its values in order."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+def _ends(blocks: Sequence[Block]) -> tuple[Sequence[int], int]:
+    begun = starts(tuple(blocks))
+    return begun, begun[-1] + blocks[-1].bytes if blocks else 0
+
+
+def _check(said: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(said) & _POSITIVE

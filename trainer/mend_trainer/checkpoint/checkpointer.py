@@ -1,38 +1,39 @@
-"""The checkpointer of a rank: copies the state aside, commits it in the background, restores what is proven."""
+"""The checkpointer of a rank: copies the state aside and leaves the rest to the saver; restores what is proven."""
 
 from __future__ import annotations
 
 import json
-import logging
+import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch.distributed as dist
 
 from mend.protocol import (
-    SAVE_GROUP,
+    ENV_ARENA,
     Ancestor,
     CheckpointPlan,
     CheckpointRef,
     Committed,
+    Holder,
     Report,
     SaveFailed,
-    checkpoint_key,
+    Skipped,
+    Staged,
 )
 from mend.store import Store, open_store
-from mend_trainer.checkpoint.arena import Arena
-from mend_trainer.checkpoint.commit import Origin
+from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.gang import make_gang
 from mend_trainer.checkpoint.layout import Block, assign, blocks_of, leaves, local_tensors, signature
+from mend_trainer.checkpoint.links import AgentsSaver, OwnSaver, SaverLink
+from mend_trainer.checkpoint.memory import Connect, Memory
 from mend_trainer.checkpoint.outcome import RestoredState
 from mend_trainer.checkpoint.restorer import restore
-from mend_trainer.checkpoint.saver import Begun, SaveAborted, finish
 
-_log = logging.getLogger(__name__)
+_POLL_SECONDS: Final = 0.01
 
 
 class Checkpointer:
@@ -43,11 +44,12 @@ class Checkpointer:
     such tensors may be absent or surplus, anything else that differs is a misfit. `values` is plain JSON (finite
     numbers, string keys) and the same for the whole run: rank 0's are kept.
 
-    Rank 0 reports `Committed`, `SaveFailed` and `Quarantined`; `Restored` is the caller's to report. A store given by
-    the caller is used instead of opening `plan.uri`. `timeout_seconds` bounds how long a save waits for its peers.
+    Rank 0 reports `Skipped` and `Quarantined`, and `Committed` and `SaveFailed` where no agent hears them from the
+    saver; `Restored` is the caller's to report. A store given by the caller is restored from instead of opening
+    `plan.uri`; `save_seconds` bounds how long the saver tries. `arena` is one that this process has open already.
 
-    Making one is a collective of `process_group` (default: the whole world): it makes two gloo groups of its own,
-    described as `mend:agree` and `mend:save` (`SAVE_GROUP`). Without torch.distributed it is a world of one.
+    Making one is a collective of `process_group` (default: the whole world): it makes a gloo group of its own,
+    described as `mend:agree`. Without torch.distributed it is a world of one.
     """
 
     def __init__(
@@ -62,8 +64,18 @@ class Checkpointer:
         config_digest: str = "",
         process_group: dist.ProcessGroup | None = None,
         store: Store | None = None,
+        arena: Arena | None = None,
+        saver: Callable[[Arena], SaverLink] | None = None,
+        connect: Connect | None = None,
+        may_repeat: bool = False,
         timeout_seconds: float = 900.0,
+        save_seconds: float = 900.0,
     ) -> None:
+        """`may_repeat`: the weights may be as in the save before; else such a save is refused.
+
+        `connect` reaches the saver of another worker, `saver` the rank's own if it is a special one.
+        """
+        self._plan = plan
         self._run = run
         self._run_uid = run_uid
         self._attempt = attempt
@@ -71,106 +83,132 @@ class Checkpointer:
         self._mark = mark
         self._config_digest = config_digest
         self.store = store or open_store(plan.uri, plan.endpoint)
-        # Two groups, since the main thread and the saving thread may both be in a collective.
         self.agreeing = make_gang(process_group, "mend:agree", timeout_seconds)
-        self._saving = make_gang(process_group, SAVE_GROUP, timeout_seconds)
         self.lineage: tuple[Ancestor, ...] = ()  # what saves carry; a restore sets it
+        self.save_seconds = save_seconds
+        self._may_repeat = may_repeat
+        self._connect = connect
         self._signature: tuple[Any, ...] = ()
-        self._arena: Arena | None = None
-        self._idle = threading.Event()
-        self._idle.set()
+        self._blocks: tuple[Block, ...] = ()
+        path = os.environ.get(ENV_ARENA)
+        self.arena = arena or (Arena.attach(path) if path else Arena.create(f"rank-{self.agreeing.rank}"))
+        self._saver = saver(self.arena) if saver else AgentsSaver(report) if path else OwnSaver(self.arena)
+        self._pending: list[Snapshot] = []
         self._last_failed = False
-        self._abandoned = False
-        self._committed_step = -1
         self._stall_seconds = 0.0
 
     @property
     def committed_step(self) -> int:
-        """Step of the newest checkpoint that this attempt committed and this rank knows of; -1 before the first."""
-        return self._committed_step
+        """Step of the newest checkpoint of this attempt that this rank's saver knows of; -1 before the first."""
+        attempt, step = self.arena.words.committed
+        return step if attempt == self._attempt else -1
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save is still being written in the background."""
-        return not self._idle.is_set()
+        """Whether a save is still on its way into the store."""
+        self._hear()
+        return bool(self._pending)
 
     @property
     def stall_seconds(self) -> float:
         """How long the last `save` stopped its caller."""
         return self._stall_seconds
 
-    def save(self, step: int, tokens: int, state: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-        """Copy the state aside and commit it in the background; False if the save before is still in flight.
+    def save(
+        self, step: int, tokens: int, state: Mapping[str, Any], values: Mapping[str, Any], *, owed: bool = True
+    ) -> bool:
+        """Copy the state aside; False if there is no room, since the saves before are still on their way.
 
-        A small collective: all ranks start the save, or none. Only the copy stops the caller. Failures of storage
-        are reported as `SaveFailed` and never raised; a state that cannot be saved (a leaf that is no tensor, a value
-        that is no JSON) raises TypeError or ValueError naming it.
+        The saver brings it into the store if it is `owed`; else it stays in memory, until the next but one. A small
+        collective: all ranks do, or none. Only the copy stops the caller. Failures of storage are reported as
+        `SaveFailed` and never raised; a state that cannot be saved (a leaf that is no tensor, a value that is no JSON)
+        raises TypeError or ValueError naming it.
         """
         began = time.monotonic()
         plain = json.loads(json.dumps(values, allow_nan=False))
+        self._hear()
         save_id = self._agree_to_start(step, state)
-        if not save_id:
+        draft = self.arena.begin(self._blocks) if save_id else None
+        if draft is None:
+            self._tell(Skipped(step=step))
             return False
-        assert self._arena is not None
-        self._arena.fill(local_tensors(state))
+        draft.fill(local_tensors(state))
         self._stall_seconds = time.monotonic() - began
-        origin = Origin(
-            run=self._run,
-            run_uid=self._run_uid,
-            attempt=self._attempt,
-            lineage=self.lineage,
-            config_digest=self._config_digest,
-            step=step,
-            tokens=tokens,
-            values=plain,
+        header = Header(
+            save_id=save_id,
+            origin=Origin(
+                run=self._run,
+                run_uid=self._run_uid,
+                attempt=self._attempt,
+                lineage=self.lineage,
+                config_digest=self._config_digest,
+                step=step,
+                tokens=tokens,
+                values=plain,
+                created_unix_seconds=time.time(),
+            ),
+            rank=self.agreeing.rank,
+            world_size=self.agreeing.size,
+            blocks=self._blocks,
+            uri=self._plan.uri,
+            endpoint=self._plan.endpoint,
+            verify=self._plan.verify,
+            may_repeat=self._may_repeat,
+            save_seconds=self.save_seconds,
+            stall_seconds=self._stall_seconds,
         )
-        begun = Begun(folder=checkpoint_key(step, self._attempt, save_id), origin=origin, arena=self._arena)
-        self._idle.clear()
-        # A daemon: a peer that died in the middle must not hold up the end of this process.
-        threading.Thread(target=self._finish, args=(begun, began), name="mend-save", daemon=True).start()
+        snapshot = draft.publish(header, owed=owed)
+        if owed:
+            self._pending.append(snapshot)
+        self._saver.wake(Staged(save_id=save_id, step=step, owed=owed))
+        self._stall_seconds = time.monotonic() - began
         return True
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the save in flight; True if none is left and the last one was committed (or none was begun)."""
-        return self._idle.wait(seconds) and not self._last_failed
+        """Wait for what is on its way; True if nothing is left and the last was committed (or none was begun)."""
+        deadline = time.monotonic() + seconds
+        while self.in_flight and time.monotonic() < deadline:
+            self._saver.revive()
+            time.sleep(_POLL_SECONDS)
+        return not self.in_flight and not self._last_failed
 
-    def restore(self, candidates: Sequence[CheckpointRef], state: Mapping[str, Any]) -> RestoredState | None:
+    def restore(
+        self, candidates: Sequence[CheckpointRef], state: Mapping[str, Any], holders: Sequence[Holder] = ()
+    ) -> RestoredState | None:
         """Load the first candidate that proves intact into the tensors of `state`, in place; None if there are none.
 
         A collective: all ranks restore the same candidate. One that fails verification on any rank is marked with
-        `quarantine.json`, reported, and left. Saves that follow carry the restored checkpoint in their lineage.
+        `quarantine.json`, reported, and left; one in memory that cannot be had is passed over. `holders` have what
+        lies in the memory of other workers. Saves that follow carry the restored checkpoint in their lineage.
 
         Raises `MisfitError` for a checkpoint of another model, `CheckpointsUnreadable` when no candidate is left, and
         the `mend.store.StoreError` of a store that cannot be read just now; then nothing is quarantined.
         """
         if not candidates:
             return None
-        restored = restore(self.agreeing, self.store, candidates, state, self._report, self._mark)
-        self.lineage = restored.lineage
+        memory = Memory.of_this_worker(self.arena, holders, self._connect)
+        restored = restore(self.agreeing, self.store, memory, candidates, state, self._report, self._mark)
+        if restored is not None:
+            self.lineage = restored.lineage
         return restored
 
-    def close(self, seconds: float = 0.0) -> None:
-        """Wait that long for the save in flight; afterwards nothing of it can hold up the end of the process."""
-        self._idle.wait(seconds)
-
-    def abandon(self, seconds: float) -> None:
-        """The ranks lost each other: let a save in flight fail, which is nobody's fault, and wait that long for it."""
-        self._abandoned = True
-        self._idle.wait(seconds)
+    def close(self) -> None:
+        """Nothing more will be saved. What is owed still is, without this process."""
+        self._saver.close()
 
     def _agree_to_start(self, step: int, state: Mapping[str, Any]) -> str:
-        """The name of the new save, "" if any rank is busy; lays the save out anew if any rank's state changed."""
+        """The name of the new save, "" if any rank has no room; lays the save out anew if any rank's state changed."""
         seen = signature(state)
         drawn = secrets.randbits(62) if self.agreeing.rank == 0 else 0
-        mine = [self.in_flight, seen != self._signature, drawn, step, -step]
-        busy, changed, number, highest, lowest = self.agreeing.maximum(mine)
+        mine = [not self.arena.has_room, seen != self._signature, drawn, step, -step]
+        full, changed, number, highest, lowest = self.agreeing.maximum(mine)
         if highest != -lowest:
             raise RuntimeError(f"save() was called at step {-lowest} on one rank and at step {highest} on another")
-        if busy:
+        if full:
             return ""
         if changed:
-            self._arena = None  # there is room for one, not for two
-            self._arena = Arena(self._own_blocks(state), pinned=any(leaf.is_cuda for _, leaf in leaves(state)))
+            self._blocks = tuple(self._own_blocks(state))
+            self.arena.prepare(self._blocks, pinned=any(leaf.is_cuda for _, leaf in leaves(state)))
             self._signature = seen
         return f"{number:016x}"
 
@@ -179,31 +217,15 @@ class Checkpointer:
         held = [msgspec.json.decode(each, type=list[Block]) for each in said]
         return assign(held)[self.agreeing.rank]
 
-    def _finish(self, begun: Begun, began: float) -> None:
-        self._last_failed = True
-        try:
-            stored_bytes = finish(self._saving, self.store, begun)
-            self._committed_step = begun.origin.step
-            self._last_failed = False
-            self._tell(self._committed(begun, began, stored_bytes))
-        except SaveAborted as error:
-            if self._abandoned:
-                _log.info("the save at step %d was broken off", begun.origin.step)
-            else:
-                _log.error("the save at step %d failed: %s", begun.origin.step, error)
-                self._tell(SaveFailed(step=begun.origin.step, error=str(error)))
-        finally:
-            self._idle.set()
-
-    def _committed(self, begun: Begun, began: float, stored_bytes: int) -> Committed:
-        uri = f"{self.store.uri}/{begun.folder}"
-        return Committed(
-            checkpoint=CheckpointRef(uri=uri, step=begun.origin.step, attempt=self._attempt),
-            stall_seconds=self._stall_seconds,
-            commit_seconds=time.monotonic() - began,
-            bytes=stored_bytes,
-        )
+    def _hear(self) -> None:
+        """Take in what has come of the saves before."""
+        while self._pending and (said := self._pending[0].outcome) is not None:
+            self._pending.pop(0)
+            outcome = msgspec.json.decode(said, type=Committed | SaveFailed)
+            self._last_failed = isinstance(outcome, SaveFailed)
+            if not self._saver.tells_agent:
+                self._tell(outcome)
 
     def _tell(self, report: Report) -> None:
-        if self._saving.rank == 0:
+        if self.agreeing.rank == 0:
             self._report(report)

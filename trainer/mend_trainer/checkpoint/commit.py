@@ -1,41 +1,26 @@
-"""The end of a save, on rank 0: all shares are in, so the manifest may be written."""
+"""The end of a save: all shares are in, so the manifest may be written, by whoever sees them."""
 
 from __future__ import annotations
 
 import math
 import pickle
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
 from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, Ancestor
+from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME
 from mend.store import NotFound, Store, WrongAnswer
+from mend_trainer.checkpoint.arena import Origin
 from mend_trainer.checkpoint.dcp import stock_metadata
 from mend_trainer.checkpoint.writer import Share, Written
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Whose checkpoint it is, and of when."""
-
-    run: str
-    run_uid: str
-    attempt: int
-    lineage: tuple[Ancestor, ...]
-    config_digest: str
-    step: int
-    tokens: int
-    values: dict[str, Any]
 
 
 def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -> Manifest:
     """Check that everything is there, then write `.metadata` for other tools and the manifest last.
 
-    Raises ValueError if the shares do not cover every tensor, or the `StoreError` that stopped it.
+    From the same shares everybody writes the same bytes, so it does no harm if two do. Raises ValueError if the shares
+    do not cover every tensor, or the `StoreError` that stopped it.
     """
     written = [each for share in shares for each in share.written]
     manifest = Manifest(
@@ -46,9 +31,9 @@ def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -
         lineage=origin.lineage,
         world_size=len(shares),
         tokens=origin.tokens,
-        created_unix_seconds=time.time(),
+        created_unix_seconds=origin.created_unix_seconds,
         objects=_stored(store, folder, shares),
-        tensors=_entries(written),
+        tensors=entries_of(written),
         values=origin.values,
         config_digest=origin.config_digest,
     )
@@ -74,7 +59,8 @@ def _stored(store: Store, folder: str, shares: Sequence[Share]) -> tuple[StoredO
     return tuple(objects)
 
 
-def _entries(written: Sequence[Written]) -> dict[str, TensorEntry]:
+def entries_of(written: Sequence[Written]) -> dict[str, TensorEntry]:
+    """The tensors that these blocks make up; raises ValueError for one that they do not cover."""
     entries: dict[str, TensorEntry] = {}
     for each in sorted(written, key=lambda each: (each.name, each.chunk.offsets)):
         entry = entries.get(each.name) or TensorEntry(dtype=each.dtype, shape=each.shape, chunks=())

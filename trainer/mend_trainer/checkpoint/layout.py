@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 import torch
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from mend.protocol import Message
 
+_ALIGNMENT: Final = 64
 PER_RANK: Final = "ranks"  # state[PER_RANK][str(rank)] belongs to one rank alone
 
 
@@ -28,6 +30,12 @@ class Block(Message, frozen=True, kw_only=True):
     def bytes(self) -> int:
         """Length of its raw data."""
         return math.prod(self.sizes) * torch_dtype(self.dtype).itemsize
+
+
+def starts(blocks: Sequence[Block]) -> list[int]:
+    """Where each block begins when they lie one after the other in memory."""
+    lengths = (-(-block.bytes // _ALIGNMENT) * _ALIGNMENT for block in blocks)
+    return list(accumulate(lengths, initial=0))[: len(blocks)]
 
 
 def leaves(state: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:

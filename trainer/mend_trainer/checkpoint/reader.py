@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
+import xxhash
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import ReadItem
 
 from mend.manifest import Chunk, Manifest
-from mend.store import Changed, NotFound, Store
+from mend.store import Changed, NotFound
 from mend.store.parallel import each
+from mend_trainer.checkpoint.copying import address_of, is_plain_memory
 from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
 from mend_trainer.checkpoint.layout import torch_dtype
 from mend_trainer.checkpoint.writer import digest_of
 
 _RUN_BYTES: Final = 32 << 20  # small chunks that lie close together are fetched by one request
 _GAP_BYTES: Final = 64 << 10
+_PIECE_BYTES: Final = 256 << 10  # fits into the cache of one core
 _WORKERS: Final = 4
 
 _log = logging.getLogger(__name__)
@@ -35,10 +39,33 @@ class Wanted:
     items: tuple[ReadItem, ...]
 
 
+class Readable(Protocol):
+    """Objects by key: a store, or the memory of workers. May raise a `mend.store.StoreError`."""
+
+    def get_into(self, key: str, into: memoryview, start: int = 0, if_match: str = "") -> None:
+        """Fill `into` with the object's bytes from `start` on; fewer of them is `NotFound`."""
+        ...
+
+
+View = Callable[[str, int, int], memoryview | None]
+
+
+def _no_view(key: str, start: int, length: int) -> None:
+    return None
+
+
 def load(
-    store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+    source: Readable,
+    folder: str,
+    manifest: Manifest,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
+    view: View = _no_view,
 ) -> None:
     """Fill the tensors (or DTensors) of those names, in place and at any world size; `mark` is called on the way.
+
+    `view` shows bytes that lie in memory already, by key, start and length: they are copied once, straight to their
+    place, and proven on the way; so a tensor may hold what is corrupt when `Corrupt` is raised for it.
 
     Raises `Corrupt` if what is stored is not what the manifest says, `StoreError` if it cannot be read just now.
     """
@@ -48,15 +75,23 @@ def load(
     etags = {stored.key: stored.etag for stored in manifest.objects}
 
     def fetch(run: Sequence[Wanted]) -> None:
+        views = [view(f"{folder}/{one.chunk.key}", one.chunk.start_byte, one.chunk.length_bytes) for one in run]
+        seen = [(one, raw) for one, raw in zip(run, views, strict=True) if raw is not None]
+        for one, raw in seen:
+            _prove_and_place(one, raw, manifest, planner)
+        if not seen:
+            read(run)
+        mark()
+
+    def read(run: Sequence[Wanted]) -> None:
         key, start = run[0].chunk.key, run[0].chunk.start_byte
         buffer = bytearray(run[-1].chunk.start_byte + run[-1].chunk.length_bytes - start)
-        _read(store, f"{folder}/{key}", buffer, start, etags.get(key, ""))
+        _read(source, f"{folder}/{key}", buffer, start, etags.get(key, ""))
         for one in run:
             offset = one.chunk.start_byte - start
             raw = memoryview(buffer)[offset : offset + one.chunk.length_bytes]
-            _prove(store, f"{folder}/{key}", one, raw)
+            _prove(source, f"{folder}/{key}", one, raw)
             _place(one, raw, manifest, planner)
-        mark()
 
     with torch.no_grad():
         each(fetch, runs(wanted), _WORKERS)
@@ -91,26 +126,49 @@ def _by_chunk(manifest: Manifest, items: Sequence[ReadItem]) -> list[Wanted]:
     ]
 
 
-def _read(store: Store, key: str, buffer: bytearray | memoryview, start: int, etag: str) -> None:
+def _read(source: Readable, key: str, buffer: bytearray | memoryview, start: int, etag: str) -> None:
     try:
         try:
-            store.get_into(key, memoryview(buffer), start, etag)
+            source.get_into(key, memoryview(buffer), start, etag)
         except Changed as changed:
             # A prefix that was copied has new ETags and the old bytes; the digests will tell it from a replacement.
             _log.warning("%s; its digests decide", changed)
-            store.get_into(key, memoryview(buffer), start)
+            source.get_into(key, memoryview(buffer), start)
     except NotFound as missing:
         raise Corrupt(str(missing)) from missing
 
 
-def _prove(store: Store, key: str, one: Wanted, raw: memoryview) -> None:
+def _prove(source: Readable, key: str, one: Wanted, raw: memoryview) -> None:
     """Raise `Corrupt` unless the bytes have their digest; read once more first, for they may be flipped on the way."""
     if digest_of(raw) == one.chunk.digest:
         return
     _log.warning("%s: digest mismatch at byte %d; read once more", key, one.chunk.start_byte)
-    _read(store, key, raw, one.chunk.start_byte, "")
+    _read(source, key, raw, one.chunk.start_byte, "")
     if digest_of(raw) != one.chunk.digest:
-        raise Corrupt(f"{one.name} at {one.chunk.offsets}: the bytes in {one.chunk.key} do not have their digest")
+        raise Corrupt(_not_what_it_was(one))
+
+
+def _not_what_it_was(one: Wanted) -> str:
+    return f"{one.name} at {one.chunk.offsets}: the bytes in {one.chunk.key} do not have their digest"
+
+
+def _prove_and_place(one: Wanted, raw: memoryview, manifest: Manifest, planner: DefaultLoadPlanner) -> None:
+    """Copy what is in memory piece by piece, each digested while it is in the cache."""
+    target = planner.resolve_tensor(one.items[0]).detach()
+    whole = len(one.items) == 1 and tuple(one.items[0].lengths) == one.chunk.sizes
+    if not whole or not is_plain_memory(target):
+        if digest_of(raw) != one.chunk.digest:
+            raise Corrupt(_not_what_it_was(one))
+        _place(one, raw, manifest, planner)
+        return
+    digest = xxhash.xxh3_128()
+    start, end = address_of(raw), target.data_ptr()
+    for done in range(0, len(raw), _PIECE_BYTES):
+        piece = raw[done : done + _PIECE_BYTES]
+        digest.update(piece)
+        ctypes.memmove(end + done, start + done, len(piece))
+    if digest.hexdigest() != one.chunk.digest:
+        raise Corrupt(_not_what_it_was(one))
 
 
 def _place(one: Wanted, raw: memoryview, manifest: Manifest, planner: DefaultLoadPlanner) -> None:

@@ -17,6 +17,7 @@ from mend_trainer.checkpoint.dcp import Corrupt
 from mend_trainer.checkpoint.fit import compare, surplus_problem
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import leaves
+from mend_trainer.checkpoint.memory import Memory, NotHad
 from mend_trainer.checkpoint.outcome import CheckpointsUnreadable, MisfitError, RestoredState
 from mend_trainer.checkpoint.reader import load
 
@@ -56,7 +57,7 @@ class _FitFound(Message, frozen=True, kw_only=True):
 
 
 class _Rejected(Exception):
-    """This candidate cannot be had; `mark` says whether the store's copy is to be marked."""
+    """This candidate cannot be had; `mark` says whether it is to be marked, so that nobody tries it again."""
 
     def __init__(self, reason: str, *, mark: bool) -> None:
         super().__init__(reason)
@@ -67,24 +68,32 @@ class _Rejected(Exception):
 def restore(
     gang: Gang,
     store: Store,
+    memory: Memory,
     candidates: Sequence[CheckpointRef],
     state: Mapping[str, Any],
     report: Callable[[Report], None],
     mark: Callable[[], None],
-) -> RestoredState:
+) -> RestoredState | None:
     """As `Checkpointer.restore`, of at least one candidate."""
     tensors = {".".join(path): leaf for path, leaf in leaves(state)}
     rejections: list[str] = []
     for ref in candidates:
         try:
+            if ref.save_in_memory:
+                return _remember(gang, memory, ref, tensors, mark)
             return _restore_one(gang, store, ref, tensors, mark)
         except _Rejected as rejected:
             rejections.append(f"{ref.uri}: {rejected.reason}")
+            if ref.save_in_memory:  # it was never more than a hope: who said so may have died since
+                _log.warning("step %d is not restored from memory: %s", ref.step, rejected.reason)
+                continue
             _log.error("checkpoint %s cannot be restored: %s", ref.uri, rejected.reason)
             if gang.rank == 0:
                 if rejected.mark:
                     _mark(store, ref, rejected.reason)
                 report(Quarantined(uri=ref.uri, reason=rejected.reason))
+    if all(ref.save_in_memory for ref in candidates):
+        return None  # the run has no checkpoint yet
     raise CheckpointsUnreadable("no checkpoint can be restored: " + "; ".join(rejections))
 
 
@@ -100,12 +109,35 @@ def _restore_one(
 ) -> RestoredState:
     folder = folder_of(store, ref)
     manifest = _agreed_manifest(gang, store, folder)
+    return _restore_from(gang, store, folder, manifest, ref, tensors, mark)
+
+
+def _remember(
+    gang: Gang, memory: Memory, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+) -> RestoredState:
+    """As `_restore_one`, from the memory of workers."""
+    try:
+        manifest = memory.manifest(gang, ref.save_in_memory)
+    except NotHad as missing:
+        raise _Rejected(str(missing), mark=False) from missing
+    return _restore_from(gang, memory, ref.save_in_memory, manifest, ref, tensors, mark)
+
+
+def _restore_from(
+    gang: Gang,
+    source: Store | Memory,
+    folder: str,
+    manifest: Manifest,
+    ref: CheckpointRef,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
+) -> RestoredState:
     if (manifest.step, manifest.attempt) != (ref.step, ref.attempt):
         found = f"step {manifest.step} of attempt {manifest.attempt}"
         raise _Rejected(f"its manifest is that of {found}, not of step {ref.step} of {ref.attempt}", mark=True)
     absent = _check_fit(gang, ref, manifest, tensors)
     present = {name: tensor for name, tensor in tensors.items() if name not in absent}
-    _agree_on(gang, _load(store, folder, manifest, present, mark))
+    _agree_on(gang, ref, _load(source, folder, manifest, present, mark))
     return RestoredState(
         ref=ref,
         step=manifest.step,
@@ -159,10 +191,19 @@ def _check_fit(
 
 
 def _load(
-    store: Store, folder: str, manifest: Manifest, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+    source: Store | Memory,
+    folder: str,
+    manifest: Manifest,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
 ) -> _Loaded:
     try:
-        load(store, folder, manifest, tensors, mark)
+        if not isinstance(source, Memory):
+            load(source, folder, manifest, tensors, mark)
+        else:
+            load(source, folder, manifest, tensors, mark, source.view)
+            if not source.is_unchanged:
+                return _Loaded(corrupt="a snapshot was replaced while it was read")
     except Corrupt as error:
         return _Loaded(corrupt=str(error))
     except StoreError as error:
@@ -170,13 +211,15 @@ def _load(
     return _Loaded()
 
 
-def _agree_on(gang: Gang, loaded: _Loaded) -> None:
+def _agree_on(gang: Gang, ref: CheckpointRef, loaded: _Loaded) -> None:
     """Raise on all ranks what any of them met; a store that did not answer proves nothing about the checkpoint."""
     ranks = [msgspec.json.decode(said, type=_Loaded) for said in gang.gather(msgspec.json.encode(loaded))]
     for rank, found in enumerate(ranks):
         if found.corrupt:
             raise _Rejected(f"{found.corrupt} (found by rank {rank})", mark=True)
     for found in ranks:
+        if found.failure and ref.save_in_memory:
+            raise _Rejected(str(found.failure.error()), mark=False)
         if found.failure:
             raise found.failure.error()
 

@@ -1,87 +1,211 @@
-"""The background half of a save: digest, upload, agree, commit. A failure anywhere commits nothing."""
+"""The saver of a worker: digests each snapshot, saves those that are owed, and tells what it has.
+
+It keeps nothing that its successor would need: the arenas say what is owed, the store how far it has come.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-from mend.protocol import Message
-from mend.store import Store, StoreError
-from mend_trainer.checkpoint.arena import Arena
-from mend_trainer.checkpoint.commit import Origin, commit
-from mend_trainer.checkpoint.gang import Gang
-from mend_trainer.checkpoint.writer import Share, digest_all, write_share
+from mend.protocol import Held, SaveFailed
+from mend.store import Store, open_store
+from mend_trainer.checkpoint.arena import Arena, Snapshot
+from mend_trainer.checkpoint.saving import Outcome, Saving
+from mend_trainer.checkpoint.writer import digest_all
+from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said
 
-_FAILURES = (StoreError, OSError, RuntimeError, ValueError, MemoryError)
+_LOOK_SECONDS: Final = 0.5  # a look without having been told: it costs microseconds
+_NICENESS: Final = 10
 
-
-class SaveAborted(RuntimeError):
-    """The save was not committed, and why."""
-
-
-class _Verdict(Message, frozen=True, kw_only=True):
-    """Rank 0's word: committed, unless there is an error."""
-
-    error: str = ""
+_log = logging.getLogger(__name__)
+_Place = tuple[int, int]  # which arena, which sequence
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A save whose copy is complete."""
+class Saver:
+    """One worker's. `look` is called whenever there may be something new; each save goes on in a thread of its own."""
 
-    folder: str  # key prefix of its own, never used before
-    origin: Origin
-    arena: Arena
+    def __init__(
+        self,
+        arenas: Sequence[Arena],
+        tell: Callable[[Said], None],
+        open_at: Callable[[str, str | None], Store] = open_store,
+    ) -> None:
+        self._arenas = arenas
+        self._tell = tell
+        self._open = open_at
+        self._stores: dict[tuple[str, str | None], Store] = {}
+        self._saving: dict[_Place, threading.Thread] = {}
+        self._weights: dict[int, _Weights] = {}  # of each arena's last save
+        self._resumes = True  # at the first look: what is owed then may have been begun by another saver
+        self._lock = threading.Lock()
+        self._told = Holding()
+        self._stored_bytes = 0
+
+    def look(self) -> None:
+        """Digest what is new, begin to save what is owed."""
+        for number, arena in enumerate(self._arenas):
+            for snapshot in arena.snapshots():
+                digests = snapshot.digests or self._digest(snapshot)
+                place = number, snapshot.sequence
+                if digests is not None and snapshot.is_owed and place not in self._saving:
+                    self._begin(place, snapshot, digests)
+        self._resumes = False
+        self._say_what_is_held()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is being saved."""
+        return any(thread.is_alive() for thread in self._saving.values())
+
+    def _digest(self, snapshot: Snapshot) -> tuple[str, ...] | None:
+        digests = tuple(digest_all(snapshot))
+        if not snapshot.is_whole:
+            return None
+        snapshot.add_digests(digests)
+        return digests
+
+    def _begin(self, place: _Place, snapshot: Snapshot, digests: tuple[str, ...]) -> None:
+        weights = _Weights(snapshot, digests)
+        before, self._weights[place[0]] = self._weights.get(place[0]), weights
+        unchanged = 0 if before is None or snapshot.header.may_repeat else weights.unchanged_since(before)
+        for old in [old for old, thread in self._saving.items() if not thread.is_alive()]:
+            del self._saving[old]
+        thread = threading.Thread(
+            target=self._save, args=(snapshot, digests, unchanged, self._resumes), name="mend-save", daemon=True
+        )
+        self._saving[place] = thread
+        thread.start()
+
+    def _save(self, snapshot: Snapshot, digests: tuple[str, ...], unchanged: int, resumed: bool) -> None:
+        header = snapshot.header
+        outcome: Outcome
+        try:
+            saving = Saving(
+                self._store_of(header.uri, header.endpoint),
+                snapshot,
+                digests,
+                unchanged=unchanged,
+                resumed=resumed,
+                complain=lambda failed: self._say(snapshot, failed),
+            )
+            outcome = saving.run()
+        except Exception as error:  # noqa: BLE001 - a slot that is never settled would stop all saving
+            _log.exception("the save at step %d broke off", header.origin.step)
+            outcome = SaveFailed(step=header.origin.step, error=f"{type(error).__name__}: {error}")
+        with self._lock:
+            if not isinstance(outcome, SaveFailed):
+                reached = header.origin.attempt, header.origin.step
+                snapshot.arena.words.committed = max(snapshot.arena.words.committed, reached)
+                self._stored_bytes += sum(block.bytes for block in header.blocks)
+        snapshot.settle(msgspec.json.encode(outcome))
+        self._say(snapshot, outcome)
+
+    def _say(self, snapshot: Snapshot, outcome: Outcome) -> None:
+        origin = snapshot.header.origin
+        if isinstance(outcome, SaveFailed):
+            _log.error("rank %d: the save at step %d failed: %s", snapshot.header.rank, origin.step, outcome.error)
+        if snapshot.header.rank == 0:
+            self._tell(Came(attempt=origin.attempt, outcome=outcome))
+
+    def _store_of(self, uri: str, endpoint: str | None) -> Store:
+        with self._lock:
+            if (uri, endpoint) not in self._stores:
+                self._stores[uri, endpoint] = self._open(uri, endpoint)
+            return self._stores[uri, endpoint]
+
+    def _say_what_is_held(self) -> None:
+        snapshots = [each for arena in self._arenas for each in arena.snapshots() if each.digests is not None]
+        now = Holding(held=held(snapshots), stored_bytes=self._stored_bytes)
+        if now != self._told:
+            self._told = now
+            self._tell(now)
 
 
-def finish(gang: Gang, store: Store, begun: Begun) -> int:
-    """Bring a save to its end on all ranks alike; the bytes that were stored. Raises `SaveAborted` if it failed."""
-    try:
-        shares = _share_with_all(gang, store, begun)
-        failed = [f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error]
-        if failed:
-            _clean_up(store, begun.folder, shares[gang.rank])
-            raise SaveAborted("; ".join(failed))
-        verdict = _commit(store, begun, shares) if gang.rank == 0 else _Verdict()
-        verdict = msgspec.json.decode(gang.hear_first(msgspec.json.encode(verdict)), type=_Verdict)
-    except SaveAborted:
-        raise
-    except RuntimeError as error:  # the gang's: a peer is gone or silent
-        raise SaveAborted(f"the ranks lost each other while saving: {error}") from error
-    if verdict.error:
-        raise SaveAborted(f"rank 0: {verdict.error}")
-    return sum(share.bytes for share in shares)
+class _Weights:
+    """The digests of the model in one snapshot, by block."""
+
+    def __init__(self, snapshot: Snapshot, digests: Sequence[str]) -> None:
+        header = snapshot.header
+        self.of = header.origin.run_uid, header.origin.attempt
+        self.step = header.origin.step
+        self.digests: Mapping[tuple[str, tuple[int, ...]], str] = {
+            (block.name, block.offsets): digest
+            for block, digest in zip(header.blocks, digests, strict=True)
+            if block.path[0] == "model"
+        }
+
+    def unchanged_since(self, before: _Weights) -> int:
+        """How many blocks are as they were in an earlier step of the same attempt."""
+        if before.of != self.of or before.step >= self.step:
+            return 0
+        return sum(before.digests.get(block) == digest for block, digest in self.digests.items())
 
 
-def _share_with_all(gang: Gang, store: Store, begun: Begun) -> Sequence[Share]:
-    own = Share(error="the upload broke off")  # what the peers hear if something unforeseen is raised below
-    try:
-        own = _upload(gang.rank, store, begun)
-    finally:
-        said = gang.gather(msgspec.json.encode(own))
-    return [msgspec.json.decode(each, type=Share) for each in said]
+def held(snapshots: Sequence[Snapshot]) -> tuple[Held, ...]:
+    """By save, whose snapshots these are."""
+    by_save: dict[str, list[Snapshot]] = {}
+    for snapshot in snapshots:
+        by_save.setdefault(snapshot.header.save_id, []).append(snapshot)
+    return tuple(
+        Held(
+            save_id=save_id,
+            run_uid=some[0].header.origin.run_uid,
+            attempt=some[0].header.origin.attempt,
+            step=some[0].header.origin.step,
+            tokens=some[0].header.origin.tokens,
+            world_size=some[0].header.world_size,
+            ranks=tuple(sorted({snapshot.header.rank for snapshot in some})),
+            lineage=some[0].header.origin.lineage,
+        )
+        for save_id, some in sorted(by_save.items())
+    )
 
 
-def _upload(rank: int, store: Store, begun: Begun) -> Share:
-    try:
-        return write_share(store, begun.folder, rank, begun.arena, digest_all(begun.arena))
-    except _FAILURES as error:
-        return Share(error=f"{type(error).__name__}: {error}")
+def serve(channel: socket.socket, arenas: Sequence[Arena]) -> None:
+    """A saver's whole life: look when told to, and now and then. Once nobody tells any more, finish and return."""
+    os.nice(_NICENESS)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is owed is saved until nobody waits any longer
+
+    def tell(said: Said) -> None:
+        with contextlib.suppress(OSError):  # nobody is there to hear it, or it does not listen: the arenas say it too
+            channel.send(msgspec.json.encode(said), socket.MSG_DONTWAIT)
+
+    saver = Saver(arenas, tell)
+    saver.look()
+    while True:
+        if select.select([channel], [], [], _LOOK_SECONDS)[0] and not channel.recv(MESSAGE_BYTES):
+            break
+        saver.look()
+    _let_go_of_output()
+    saver.look()
+    while saver.is_busy:
+        select.select([], [], [], _LOOK_SECONDS)
 
 
-def _commit(store: Store, begun: Begun, shares: Sequence[Share]) -> _Verdict:
-    try:
-        commit(store, begun.folder, begun.origin, shares)
-    except Exception as error:  # noqa: BLE001 - the peers wait for a verdict, whatever has gone wrong here
-        return _Verdict(error=f"{type(error).__name__}: {error}")
-    return _Verdict()
+def _let_go_of_output() -> None:
+    """Who reads what the rank printed would otherwise wait for this process."""
+    void = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(void, stream)
 
 
-def _clean_up(store: Store, folder: str, own: Share) -> None:
-    """Take back what this rank wrote: all ranks know that no manifest will ever name it, and the disk may be full."""
-    if own.key:
-        with contextlib.suppress(StoreError):
-            store.delete([f"{folder}/{own.key}"])
+def main() -> None:
+    """Entry of a saver that a rank without an agent has started: descriptors of its channel and its arena."""
+    channel, *arenas = (int(word) for word in sys.argv[1:])
+    logging.basicConfig(level=logging.WARNING, format="mend saver: %(message)s")
+    serve(socket.socket(fileno=channel), [Arena(descriptor) for descriptor in arenas])
+
+
+if __name__ == "__main__":
+    main()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+import msgspec
 import xxhash
 
 from mend.manifest import Chunk
 from mend.protocol import Message
 from mend.store import Store
-from mend_trainer.checkpoint.arena import Arena
+from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.record import frame
 
 _ALIGNMENT = 64  # of records, and so of the raw bytes inside them
@@ -29,27 +30,57 @@ class Written(Message, frozen=True, kw_only=True):
 
 
 class Share(Message, frozen=True, kw_only=True):
-    """What one rank wrote, or why it could not."""
+    """What one rank contributes to a save, or why it cannot. Once it is in the store it never changes."""
 
+    origin: Origin | None = None  # rank 0's has it whole: whoever commits needs its values
     key: str = ""  # of its object, relative to the save; "" if it had nothing to write
     bytes: int = 0
     written: tuple[Written, ...] = ()
+    weights: int = 0  # blocks of the model among them
+    unchanged: int = 0  # how many of these are as in the save before
     error: str = ""
 
 
-def write_share(store: Store, folder: str, rank: int, arena: Arena, digests: Sequence[str]) -> Share:
-    """Upload the arena's blocks as one object; `digests` are those of the blocks, in their order."""
-    if not arena.blocks:
+class UnreadableShare(ValueError):
+    """The bytes are no share, or not as they were written."""
+
+
+def encode_share(share: Share) -> bytes:
+    """The share as JSON behind its digest: what it says of the object goes into the manifest."""
+    said = msgspec.json.encode(share)
+    return f"{digest_of(memoryview(said))}\n".encode() + said
+
+
+def decode_share(raw: bytes) -> Share:
+    """Raises `UnreadableShare`."""
+    digest, _, said = raw.partition(b"\n")
+    if digest_of(memoryview(said)).encode() != digest:
+        raise UnreadableShare("its bytes do not have the digest that it begins with")
+    try:
+        return msgspec.json.decode(said, type=Share)
+    except msgspec.MsgspecError as error:
+        raise UnreadableShare(str(error)) from error
+
+
+def object_key(rank: int) -> str:
+    """Of the object with one rank's blocks, relative to the save."""
+    return f"__{rank}_0.distcp"
+
+
+def write_blocks(store: Store, folder: str, snapshot: Snapshot, digests: Sequence[str]) -> Share:
+    """Upload the snapshot's blocks as one object; `digests` are those of the blocks, in their order."""
+    blocks = snapshot.header.blocks
+    if not blocks:
         return Share()
-    key = f"__{rank}_0.distcp"
+    key = object_key(snapshot.header.rank)
     parts: list[bytes | memoryview] = []
     written: list[Written] = []
     position = 0
-    for index, (block, digest) in enumerate(zip(arena.blocks, digests, strict=True)):
+    for index, (block, digest) in enumerate(zip(blocks, digests, strict=True)):
         around = frame(block.dtype, block.sizes)
         record_bytes = len(around.head) + block.bytes + len(around.tail)
         padding = -record_bytes % _ALIGNMENT
-        parts += [around.head, arena.raw(index), around.tail, bytes(padding)]
+        parts += [around.head, snapshot.raw(index), around.tail, bytes(padding)]
         chunk = Chunk(
             offsets=block.offsets,
             sizes=block.sizes,
@@ -74,9 +105,9 @@ def write_share(store: Store, folder: str, rank: int, arena: Arena, digests: Seq
     return Share(key=key, bytes=position, written=tuple(written))
 
 
-def digest_all(arena: Arena) -> list[str]:
+def digest_all(snapshot: Snapshot) -> list[str]:
     """The digests of all blocks, taken from the copy before anything else touches it."""
-    return [digest_of(arena.raw(index)) for index in range(len(arena.blocks))]
+    return [digest_of(snapshot.raw(index)) for index in range(len(snapshot.header.blocks))]
 
 
 def digest_of(raw: memoryview) -> str:

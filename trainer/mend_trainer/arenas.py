@@ -1,0 +1,55 @@
+"""The arenas of a worker, as its agent has them: one for each place, and as many for copies from another worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from mend.protocol import ENV_ARENA, ENV_ARENAS
+from mend_trainer.slots import Words, arena_path, create_arena
+
+
+class Arenas:
+    """Made empty with the agent, and gone with it. They outlive every rank and every saver."""
+
+    def __init__(self, places: int) -> None:
+        self._own = [create_arena(f"place-{number}") for number in range(places)]
+        self._copies = [create_arena(f"copy-{number}") for number in range(places)]
+        self.words = [Words(descriptor) for descriptor in self._own]
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Where the saver finds the snapshots of this worker's ranks, by place."""
+        return tuple(map(arena_path, self._own))
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Where it keeps those of the worker whose buddy this one is."""
+        return tuple(map(arena_path, self._copies))
+
+    def environment(self, place: int) -> dict[str, str]:
+        """What the rank at that place is told; nothing at a place that is not foreseen."""
+        if place >= len(self._own):
+            return {}
+        return {ENV_ARENA: self.own[place], ENV_ARENAS: ",".join((*self.own, *self.copies))}
+
+    def committed_step(self, place: int, attempt: int) -> int:
+        """Step of the newest checkpoint of that attempt to which this place has contributed; -1: none."""
+        found, step = self.words[place].committed if place < len(self.words) else (0, -1)
+        return step if found == attempt else -1
+
+    @property
+    def are_in_debt(self) -> bool:
+        """Whether the store is still to get anything."""
+        return any(words.is_in_debt for words in self.words)
+
+    def ask(self) -> None:
+        """Have the newest snapshot of each place saved, if it has not been."""
+        for words in self.words:
+            words.ask()
+
+    def close(self) -> None:
+        """Let them go."""
+        descriptors: Sequence[int] = (*self._own, *self._copies)
+        for descriptor in descriptors:
+            os.close(descriptor)

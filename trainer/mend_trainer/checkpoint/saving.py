@@ -1,0 +1,247 @@
+"""One owed snapshot on its way into a checkpoint: its object, its share, and the commit once all shares are there.
+
+A share, once written, never changes, so everybody who sees the shares of all ranks comes to the same verdict: all are
+good and the save may be committed, or one has an error and it never is. Whoever decides deletes the shares: at once the
+saver of rank 0, the others if it does not. A share that has gone without leaving a manifest tells the rest that the
+save was given up. Everything may be done twice: a saver that takes over from one that died starts from the beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from mend.protocol import (
+    DCP_METADATA_NAME,
+    MANIFEST_NAME,
+    CheckpointRef,
+    Committed,
+    SaveFailed,
+    checkpoint_key,
+    share_name,
+)
+from mend.store import AlreadyExists, NotFound, Store, StoreError
+from mend_trainer.checkpoint.arena import Origin, Snapshot
+from mend_trainer.checkpoint.commit import commit
+from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, encode_share, write_blocks
+
+_LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
+_OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
+_TAKE_OVER_SECONDS: Final = 3.0  # after all shares are there
+_PATIENCE_SECONDS: Final = 60.0  # with peers of which nothing new comes
+_AGAIN_SECONDS: Final = (1.0, 15.0)  # between two tries of a store that is away
+_FAILURES: Final = (StoreError, OSError, RuntimeError, ValueError, MemoryError)
+
+_log = logging.getLogger(__name__)
+Outcome = Committed | SaveFailed
+Result = TypeVar("Result")
+
+
+class _GivenUp(Exception):
+    """Nothing will come of this save, and why."""
+
+
+class Saving:
+    """The saving of one snapshot, in a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        digests: Sequence[str],
+        *,
+        unchanged: int,
+        resumed: bool,
+        complain: Callable[[SaveFailed], None],
+        nap: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile."""
+        header = snapshot.header
+        self._store, self._snapshot, self._digests = store, snapshot, digests
+        self._unchanged, self._resumed, self._complain, self._nap = unchanged, resumed, complain, nap
+        self._step, self._rank, self._world = header.origin.step, header.rank, header.world_size
+        self._folder = checkpoint_key(header.origin.step, header.origin.attempt, header.save_id)
+        self._began = time.monotonic()
+        self._deadline = self._began + header.save_seconds
+        self._upload_seconds = 0.0
+        self._own: Share | None = None
+
+    def run(self) -> Outcome:
+        """Bring it to its end; never raises what a store or a snapshot can do to it."""
+        try:
+            listed = self._retried(self._list) if self._resumed else {}
+            if MANIFEST_NAME in listed:
+                return self._committed(sum(size for name, size in listed.items() if name.endswith(".distcp")))
+            shares = self._retried(lambda: self._share(listed))
+            return self._committed(sum(share.bytes for share in shares))
+        except _GivenUp as given_up:
+            return SaveFailed(step=self._step, error=str(given_up))
+
+    def _share(self, listed: Mapping[str, int]) -> Sequence[Share]:
+        """Contribute this rank's share and see to the commit; all shares."""
+        if self._own is None and share_name(self._rank) not in listed:
+            self._own = self._contribute()
+        if self._world > 1:
+            return self._await_all()
+        assert self._own is not None
+        self._conclude([self._own])
+        return [self._own]
+
+    # ------------------------------------------------------------ the own part
+    def _contribute(self) -> Share:
+        own = self._upload()
+        if not self._snapshot.is_whole:
+            own = Share(error="its snapshot was replaced while it was uploaded")
+        own = msgspec.structs.replace(own, origin=self._origin())
+        if self._world > 1:
+            self._store.put(self._key(share_name(self._rank)), encode_share(own))
+        self._upload_seconds = time.monotonic() - self._began
+        return own
+
+    def _upload(self) -> Share:
+        try:
+            weights = sum(block.path[0] == "model" for block in self._snapshot.header.blocks)
+            share = write_blocks(self._store, self._folder, self._snapshot, self._digests)
+            return msgspec.structs.replace(share, weights=weights, unchanged=self._unchanged)
+        except StoreError as error:
+            if error.transient:
+                raise
+            return Share(error=f"{type(error).__name__}: {error}")
+        except _FAILURES as error:
+            return Share(error=f"{type(error).__name__}: {error}")
+
+    def _origin(self) -> Origin:
+        origin = self._snapshot.header.origin
+        return origin if self._rank == 0 else msgspec.structs.replace(origin, values={})
+
+    # ------------------------------------------------------------ the others
+    def _await_all(self) -> Sequence[Share]:
+        names = {share_name(rank): rank for rank in range(self._world)}
+        pause = _LOOK_SECONDS[0] if self._rank == 0 else _OTHERS_SECONDS
+        patience = max(_PATIENCE_SECONDS, 2 * self._upload_seconds)
+        seen: set[str] = set()
+        news_at = complete_at = time.monotonic()
+        while True:
+            listed = self._list()
+            if MANIFEST_NAME in listed:
+                return self._read_what_is_left(listed)
+            if share_name(self._rank) not in listed and not self._is_there(MANIFEST_NAME):
+                raise _GivenUp("another rank could not contribute its share; rank 0 tells which, and why")
+            shares = {name for name in listed if name in names}
+            now = time.monotonic()
+            if shares - seen:
+                seen |= shares
+                news_at = complete_at = now
+            is_complete = len(shares) == self._world
+            if is_complete and (self._rank == 0 or now - complete_at > _TAKE_OVER_SECONDS):
+                return self._decide()
+            if not is_complete and now - news_at > patience:
+                silent = sorted(names[name] for name in names.keys() - shares)
+                raise _GivenUp(
+                    f"nothing came of ranks {_some(silent)} within {patience:.0f}s; their savers may yet commit"
+                )
+            self._nap(pause)
+            pause = min(1.5 * pause, _LOOK_SECONDS[1])
+
+    def _decide(self) -> Sequence[Share]:
+        try:
+            shares = [decode_share(self._store.get(self._key(share_name(rank)))) for rank in range(self._world)]
+        except NotFound:  # another saver has just decided
+            if self._is_there(MANIFEST_NAME):
+                return ()
+            raise _GivenUp("another rank could not contribute its share") from None
+        except UnreadableShare as error:
+            raise _GivenUp(f"a share was damaged: {error}") from error
+        self._conclude(shares)
+        self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
+        return shares
+
+    def _conclude(self, shares: Sequence[Share]) -> None:
+        """Commit, or clean up and say why not."""
+        failed = [f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error]
+        failed = failed or ([stale] if (stale := _stale(shares)) else [])
+        if failed:
+            self._clean_up(shares)
+            raise _GivenUp("; ".join(failed))
+        self._commit(shares)
+
+    def _commit(self, shares: Sequence[Share]) -> None:
+        origin = shares[0].origin
+        assert origin is not None
+        try:
+            commit(self._store, self._folder, origin, shares)
+        except AlreadyExists:  # by another saver, or by this one's predecessor
+            _log.info("the save at step %d was committed already", self._step)
+        except NotFound as error:
+            raise _GivenUp(str(error)) from error
+        except ValueError as error:
+            raise _GivenUp(f"{type(error).__name__}: {error}") from error
+
+    def _clean_up(self, shares: Sequence[Share]) -> None:
+        """Nobody will ever commit it, and the disk may be full. The shares go last: they tell the others."""
+        objects = [self._key(share.key) for share in shares if share.key]
+        self._store.delete([*objects, self._key(DCP_METADATA_NAME)])
+        if self._world > 1:
+            self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
+
+    def _read_what_is_left(self, listed: Mapping[str, int]) -> Sequence[Share]:
+        return [Share(bytes=size) for name, size in listed.items() if name.endswith(".distcp")]
+
+    # ------------------------------------------------------------ the store
+    def _retried(self, work: Callable[[], Result]) -> Result:
+        """`work`, again and again while the store is away, until the save's deadline; each failure is told."""
+        pause = _AGAIN_SECONDS[0]
+        while True:
+            try:
+                return work()
+            except StoreError as error:
+                told = f"{type(error).__name__}: {error}"
+                if not error.transient or time.monotonic() + pause > self._deadline:
+                    raise _GivenUp(told) from error
+                self._complain(SaveFailed(step=self._step, error=f"{told}; it is tried again"))
+            self._nap(pause)
+            pause = min(2 * pause, _AGAIN_SECONDS[1])
+
+    def _list(self) -> dict[str, int]:
+        start = len(self._folder) + 1
+        return {entry.key[start:]: entry.bytes for entry in self._store.list(f"{self._folder}/")}
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self._store.head(self._key(name))
+        except NotFound:
+            return False
+        return True
+
+    def _key(self, name: str) -> str:
+        return f"{self._folder}/{name}"
+
+    def _committed(self, stored_bytes: int) -> Committed:
+        header = self._snapshot.header
+        uri = f"{self._store.uri}/{self._folder}"
+        return Committed(
+            checkpoint=CheckpointRef(uri=uri, step=self._step, attempt=header.origin.attempt),
+            stall_seconds=header.stall_seconds,
+            commit_seconds=max(0.0, time.time() - header.origin.created_unix_seconds),
+            bytes=stored_bytes,
+        )
+
+
+def _stale(shares: Sequence[Share]) -> str:
+    """What is wrong if no weight of any rank has changed since the save before."""
+    weights = sum(share.weights for share in shares)
+    if not weights or any(share.unchanged < share.weights for share in shares):
+        return ""
+    return (
+        f"all {weights} blocks of the model are as in the save before, although the run went on: what is saved does "
+        "not follow what is trained. If the weights are meant to stand still (a learning rate of 0), give "
+        "Session(weights_may_stand_still=True)"
+    )
+
+
+def _some(ranks: Sequence[int]) -> str:
+    return ", ".join(str(rank) for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")

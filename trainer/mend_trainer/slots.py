@@ -1,0 +1,130 @@
+"""The shared memory of an arena as its owner sees it: where everything lies, and the words that say what is whole.
+
+An arena is a memfd that is sparse and never changes its length, so no reader meets the end of it: a page of words, then
+two slots, each with a span of addresses of its own for header, digests, outcome and data. What is unused costs nothing.
+
+Words are aligned, 8 bytes, and each has one writer, as in a progress page (see `progress`). A slot's *sequence* is odd
+while its rank writes and even once what it holds is whole; it grows by two with each snapshot of the arena, so that the
+newest has the highest and no two share one. All other words of a slot name the sequence that they are about, or are
+written before one that does: what is said of an older snapshot is never taken for the present one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from enum import IntEnum
+from typing import Final
+
+from mend_trainer.progress import UnreadablePage
+
+SLOTS: Final = 2
+PAGE_BYTES: Final = 4096
+LAYOUT_VERSION: Final = 1
+SLOT_SPAN: Final = 1 << 40
+REGION_SPAN: Final = 1 << 30
+DATA_START: Final = 4 * REGION_SPAN  # within a slot; before it: header, digests, outcome
+FILE_BYTES: Final = PAGE_BYTES + SLOTS * SLOT_SPAN
+_MAGIC: Final = int.from_bytes(b"mendare\0", "little") + (LAYOUT_VERSION << 56)
+_STEP_BITS: Final = 40
+_FIRST_SLOT: Final = 8
+_SLOT_WORDS: Final = 16
+
+
+class ArenaWord(IntEnum):
+    """Words of the arena as a whole."""
+
+    MAGIC = 0
+    COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
+
+
+class SlotWord(IntEnum):
+    """Words of each slot, and who writes them."""
+
+    SEQUENCE = 0  # the rank: odd while torn, even when whole, 0 before the first
+    OWED = 1  # the rank: the sequence that is to be saved
+    HEADER_BYTES = 2  # the rank
+    HEADER_CHECK = 3  # the rank: xxh3-64 of the header, without its highest bit
+    ASKED = 4  # the agent: the sequence that is to be saved although its rank did not say so
+    SETTLED = 5  # the saver: the sequence that it owes no longer
+    DIGESTED = 6  # the saver: the sequence whose digests are there
+    DIGESTS_BYTES = 7  # the saver
+    OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
+
+
+class Words:
+    """The page of words of one arena, mapped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, PAGE_BYTES)
+        self._words = memoryview(self._memory).cast("q")
+        if (found := self._words[ArenaWord.MAGIC]) != _MAGIC:
+            raise UnreadablePage(f"no arena of version {LAYOUT_VERSION}: it begins with {found:#x}, not {_MAGIC:#x}")
+
+    def get(self, slot: int, word: SlotWord) -> int:
+        """One word of a slot."""
+        return self._words[_FIRST_SLOT + slot * _SLOT_WORDS + word]
+
+    def put(self, slot: int, word: SlotWord, value: int) -> None:
+        """Write one word of a slot."""
+        self._words[_FIRST_SLOT + slot * _SLOT_WORDS + word] = value
+
+    def is_whole(self, slot: int) -> bool:
+        """Whether the slot holds a snapshot."""
+        sequence = self.get(slot, SlotWord.SEQUENCE)
+        return sequence > 0 and sequence % 2 == 0
+
+    def is_owed(self, slot: int) -> bool:
+        """Whether it holds a snapshot that the store is still to get."""
+        sequence = self.get(slot, SlotWord.SEQUENCE)
+        owed = sequence in (self.get(slot, SlotWord.OWED), self.get(slot, SlotWord.ASKED))
+        return self.is_whole(slot) and owed and self.get(slot, SlotWord.SETTLED) != sequence
+
+    @property
+    def is_in_debt(self) -> bool:
+        """Whether the store is still to get anything of this arena."""
+        return any(self.is_owed(slot) for slot in range(SLOTS))
+
+    @property
+    def newest(self) -> int | None:
+        """The slot of the newest snapshot."""
+        whole = [slot for slot in range(SLOTS) if self.is_whole(slot)]
+        return max(whole, key=lambda slot: self.get(slot, SlotWord.SEQUENCE), default=None)
+
+    def ask(self) -> bool:
+        """Have the newest snapshot saved, if it is not already owed or settled; whether anything is owed now."""
+        if (slot := self.newest) is not None:
+            sequence = self.get(slot, SlotWord.SEQUENCE)
+            if self.get(slot, SlotWord.OWED) != sequence:
+                self.put(slot, SlotWord.ASKED, sequence)
+        return self.is_in_debt
+
+    @property
+    def committed(self) -> tuple[int, int]:
+        """Attempt and step of the newest checkpoint that came of this arena; (0, -1) before the first."""
+        packed = self._words[ArenaWord.COMMITTED]
+        return packed >> _STEP_BITS, packed % (1 << _STEP_BITS) - 1
+
+    @committed.setter
+    def committed(self, attempt_and_step: tuple[int, int]) -> None:
+        attempt, step = attempt_and_step
+        self._words[ArenaWord.COMMITTED] = (attempt << _STEP_BITS) + step + 1
+
+
+def create_arena(name: str) -> int:
+    """A new, empty arena that exists as long as anybody has it open; its descriptor."""
+    descriptor = os.memfd_create(f"mend-{name}", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, FILE_BYTES)
+    with mmap.mmap(descriptor, PAGE_BYTES) as page, memoryview(page).cast("q") as words:
+        words[ArenaWord.MAGIC] = _MAGIC
+    return descriptor
+
+
+def arena_path(descriptor: int) -> str:
+    """Where other processes of this user open the arena of this process, as long as it lives."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def region_start(slot: int, region: int) -> int:
+    """Where in the file a slot's header (0), digests (1), outcome (2) or data (4) begin."""
+    return PAGE_BYTES + slot * SLOT_SPAN + region * REGION_SPAN
