@@ -37,6 +37,7 @@ RANK_FAULTS = ("kill", "raise", "stop", "stuck", "skipping", "saving")
 WORKER_FAULTS = ("lose node", "kill agent", "freeze agent", "preempt", "cut")
 NODE_FAULTS = ("ill node", "harm a spare")
 SHARED_FAULTS = ("network", "spoil", "outage", "cut all")
+MEMORY_FAULTS = ("spoil snapshots", "kill saver", "node will go")
 MACHINERY_FAULTS = (
     "controller dies",
     "controller dies after status",
@@ -50,7 +51,7 @@ MACHINERY_FAULTS = (
     "clock ahead",
 )
 EDITS = ("suspend", "scale", "wipe status")
-EVERYTHING = (*RANK_FAULTS, *WORKER_FAULTS, *NODE_FAULTS, *SHARED_FAULTS, *MACHINERY_FAULTS, *EDITS)
+EVERYTHING = (*RANK_FAULTS, *WORKER_FAULTS, *NODE_FAULTS, *SHARED_FAULTS, *MEMORY_FAULTS, *MACHINERY_FAULTS, *EDITS)
 
 
 def schedules(kinds: tuple[str, ...] = EVERYTHING, most: int = 7) -> st.SearchStrategy[list[Fault]]:
@@ -68,9 +69,9 @@ def schedules(kinds: tuple[str, ...] = EVERYTHING, most: int = 7) -> st.SearchSt
 class Rehearsal:
     """A world in which a schedule of faults is played."""
 
-    def __init__(self, world: World | None = None, *, rejoins: bool = False) -> None:
+    def __init__(self, world: World | None = None, *, rejoins: bool = False, memory: int = 0) -> None:
         spec = a_spec(2, 2, minimum=1, recovery={"shrinkAfter": "20s"})
-        self.world = world or World(spec, nodes=3, steps=60, rejoins=rejoins)
+        self.world = world or World(spec, nodes=3, steps=60, rejoins=rejoins, memory=memory)
         self.undo: list[tuple[float, str]] = []
         self.hands: list[tuple[float, object]] = []
 
@@ -117,6 +118,12 @@ class Rehearsal:
                 world.break_network()
             case "spoil":
                 world.spoil_newest()
+            case "spoil snapshots":
+                world.spoil_snapshots()
+            case "kill saver":
+                world.kill_saver(worker, fault.seconds)
+            case "node will go":
+                world.announce_end_of_node(worker, "taint karpenter.sh/disrupted")
             case "outage":
                 world.bucket.available = False
             case "controller dies":

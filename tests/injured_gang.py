@@ -204,6 +204,7 @@ class InjuredGang:
             step_times=self._pool.step_times(RUN),
             has_service=True,
             has_token=True,
+            has_tls=True,
         )
 
     def ranks(self) -> tuple[RankReport, ...]:

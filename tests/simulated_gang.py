@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from mend.protocol import (
 )
 from mend.restore import is_on_lineage
 from simulated_faults import ENDS, HEALTHY, STUCK
+from simulated_memory import Arena, Snapshot, a_state
 
 if TYPE_CHECKING:
     from simulated_pod import Agent
@@ -51,6 +52,9 @@ class Rank:
     ended_at: float = 0.0
     carried: CheckpointRef | None = None  # the state that it has kept from the attempt it was of
     lineage: tuple[Ancestor, ...] = ()  # of that attempt
+    worker: int = 0
+    launch: Launch | None = None  # as its agent has it
+    arena: Arena = field(default_factory=Arena)  # of its agent
 
     @property
     def alive(self) -> bool:
@@ -112,6 +116,9 @@ class Gang:
     failures: int = 0
     nonfinite: bool = False
     rejoins: bool = False  # its ranks keep their processes when a peer is lost
+    memory_every: int = 0  # steps between snapshots; 0: there is no saver, and none are taken
+    fetch: Callable[[str], Arena | None] = lambda _: None  # what the saver at a url serves
+    began_from: StoredCheckpoint | None = None
 
     @property
     def attempt(self) -> int:
@@ -206,11 +213,16 @@ class Gang:
         if (carrier := next((rank for rank in self.ranks.values() if rank.carried is not None), None)) is not None:
             self._start_from_memory(carrier, now)
             return
-        if self.launch.restore and not self.bucket.available:
-            if now - self.met_at > STORAGE_PATIENCE_SECONDS:
-                self._exit_all(now, ExitCode.STORAGE)
-            return
         for ref in self.launch.restore:
+            if ref.save_in_memory:
+                if (state := self._gathered(ref)) is not None:
+                    self._start_from(state, now)
+                    return
+                continue
+            if not self.bucket.available:
+                if now - self.met_at > STORAGE_PATIENCE_SECONDS:
+                    self._exit_all(now, ExitCode.STORAGE)
+                return
             known = self.bucket.checkpoints.get(ref.uri)
             if known is None or known.quarantined:
                 continue
@@ -225,8 +237,32 @@ class Gang:
         else:
             self._start_from(None, now)
 
+    def _gathered(self, ref: CheckpointRef) -> StoredCheckpoint | None:
+        """The state that snapshots make up, if every rank can get all of them and no digest is wrong."""
+        if ref.uri in self.quarantined:
+            return None
+        for rank in self.ranks.values():
+            found = self._found_by(rank, ref.save_in_memory)
+            if not found or len(found) < next(iter(found.values())).state.world_size:
+                return None
+        if ref.uri in self.bucket.corrupt:
+            self.quarantined += (ref.uri,)
+            return None
+        return next(iter(found.values())).state
+
+    def _found_by(self, rank: Rank, save_id: str) -> dict[int, Snapshot]:
+        assert rank.launch is not None
+        found: dict[int, Snapshot] = {}
+        for holder in rank.launch.holders:
+            arena = rank.arena if holder.worker == rank.worker else self.fetch(holder.url)
+            snapshot = arena.find(save_id, holder.rank) if arena is not None and holder.save_id == save_id else None
+            if snapshot is not None:
+                found.setdefault(holder.rank, snapshot)
+        return found
+
     def _start_from(self, checkpoint: StoredCheckpoint | None, now: float) -> None:
         self.loaded_at = self.progress_at = now
+        self.began_from = checkpoint
         if checkpoint is None:
             self.restored = CheckpointRef(uri="", step=-1, attempt=self.attempt)
             return
@@ -253,9 +289,20 @@ class Gang:
         self.step += 1
         self.steps_done += 1
         self.progress_at = now
-        if self.save_wanted or (self.step + 1) % self.save_every == 0 or self.finished:
+        saves = self.save_wanted or (self.step + 1) % self.save_every == 0 or self.finished
+        if self.memory_every and (saves or (self.step + 1) % self.memory_every == 0):
+            self._take_snapshots(now)
+        if saves:
             self.save_wanted = False
             self.in_flight.append((self.step, now + COMMIT_SECONDS))
+
+    def _take_snapshots(self, now: float) -> None:
+        save_id = f"{self.step}-{self.attempt}-{self.launch.master_port}"
+        size, uid = self.launch.world_size, self.launch.run_uid
+        state = a_state(save_id, uid, self.attempt, self.step, size, self.lineage)
+        for rank in self.ranks.values():
+            assert rank.launch is not None
+            rank.arena.places[rank.number - rank.launch.first_rank].append(Snapshot(save_id, rank.number, state, now))
 
     def _land_saves(self, now: float) -> None:
         """Commits what is due, as long as rank 0 lives to write the manifest."""
@@ -343,10 +390,9 @@ class Gang:
         )
 
 
-def line_holds(ref: CheckpointRef, gang: Gang) -> bool:
-    """Whether `ref` is a state that this gang, or an ancestor of its line, has really been in."""
-    known = gang.bucket.checkpoints[ref.uri]
-    return is_on_lineage(known, gang.launch.run_uid, gang.attempt, gang.lineage)
+def line_holds(state: StoredCheckpoint, gang: Gang) -> bool:
+    """Whether this is a state that a gang, or an ancestor of its line, has really been in."""
+    return is_on_lineage(state, gang.launch.run_uid, gang.attempt, gang.lineage)
 
 
 def ranks_of_agent(gang: Gang, agent: Agent) -> Sequence[Rank]:

@@ -22,6 +22,7 @@ from mend.protocol import (
     Stop,
 )
 from simulated_gang import Gang, Rank
+from simulated_memory import Arena
 
 GOODBYE_SECONDS = 1.0
 
@@ -36,6 +37,8 @@ class Node:
     changes_at: float | None = None
     memory_share: float = 1.0  # how fast its memory is, in terms of others'
     problems: tuple[str, ...] = ()  # as those who watch machines tell the API server
+    leaves: str = ""  # that it will be gone, as the cloud tells
+    rack: str = ""
 
 
 @dataclass
@@ -63,6 +66,11 @@ class Agent:
     ending: Ending | None = None
     exit_code: int | None = None
     sequence: int = 0
+    saves: bool = False  # has a saver
+    saver_port: int = 0
+    saver_back_at: float = 0.0
+    arena: Arena = field(default_factory=Arena)
+    buddy: str = ""
 
     @property
     def living(self) -> list[Rank]:
@@ -99,10 +107,14 @@ class Agent:
                     return self._refuse("ranks are running here")
                 return Checked(attempt=order.attempt, worker=self.worker, round=order.round)
             case SaveNow():
-                return self._refuse("the controller never asks for this")
+                if self.gang is None or order.attempt != self.attempt or not self.living:
+                    return self._refuse("no such ranks here")
+                self.gang.save_wanted = True
+                return Ack(accepted=True, attempt=self.attempt)
 
     def _launch(self, order: Launch, now: float, gangs: dict[int, Gang], new_gang: object) -> Ack:
         if self.gang is not None and order.attempt == self.attempt:
+            self.buddy = order.buddy
             return Ack(accepted=True, attempt=self.attempt, reason="launched already")
         if self.terminating or order.attempt <= self.fence or order.attempt < self.attempt:
             return self._refuse("stale, or terminating")
@@ -113,7 +125,10 @@ class Agent:
             gangs[order.attempt] = new_gang(order)  # type: ignore[operator]
         self.attempt, self.gang, self.stopped, self.ending = order.attempt, gangs[order.attempt], False, None
         numbers = range(order.first_rank, order.first_rank + order.ranks)
-        self.ranks = [kept[number] if number in kept else Rank(number, now) for number in numbers]
+        self.buddy = order.buddy
+        self.ranks = [kept[number] if number in kept else Rank(number, now, arena=self.arena) for number in numbers]
+        for rank in self.ranks:
+            rank.worker, rank.launch = self.worker, order
         self.gang.ranks |= {rank.number: rank for rank in self.ranks}
         return Ack(accepted=True, attempt=self.attempt)
 
@@ -152,6 +167,8 @@ class Agent:
 
     def live(self, now: float) -> None:
         """What it does by itself as time passes."""
+        if self.saves and not self.saver_port and now >= self.saver_back_at:
+            self.saver_port = self.port + round(10 * now) % 10_000
         ending, gang = self.ending, self.gang
         if ending is None or gang is None:
             return
@@ -164,6 +181,10 @@ class Agent:
             self.ending = None
             if ending.exit_code is not None:
                 self.exit_code = ending.exit_code
+
+    def lose_saver(self, back_at: float) -> None:
+        """Its saver dies; another one, that finds the arena as it is, comes up elsewhere."""
+        self.saver_port, self.saver_back_at = 0, back_at
 
     # ------------------------------------------------------------ telling
     def heartbeat(self, now: float) -> Heartbeat:
@@ -183,6 +204,9 @@ class Agent:
             restored=gang.restored if gang and first else None,
             quarantined=gang.quarantined if gang and first else (),
             save=_save_report(gang, now) if gang and first else None,
+            held=self.arena.held(),
+            saver_port=self.saver_port,
+            buddy=self.buddy if self.saves else None,
             terminating=self.terminating,
         )
 
@@ -241,6 +265,8 @@ class Pod:
             node=self.node.name if self.node else "",
             node_ready=self.node.ready if self.node else True,
             node_problems=self.node.problems if self.node else (),
+            node_leaves=self.node.leaves if self.node else "",
+            rack=self.node.rack if self.node else "",
             avoids=self.avoids,
             attempt=self.attempt,
             deleting=self.deleted_at is not None,

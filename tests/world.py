@@ -21,6 +21,7 @@ from mend.model import (
     AgentView,
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -30,6 +31,7 @@ from mend.model import (
     KeepEvidence,
     LiftStrikes,
     Observation,
+    Origin,
     PodPhase,
     PruneCheckpoints,
     RunPhase,
@@ -37,6 +39,7 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
+    SendSaveNow,
     SendStop,
     StoredCheckpoint,
     StoreView,
@@ -44,10 +47,23 @@ from mend.model import (
     StrikeNode,
     WorkerPod,
 )
-from mend.protocol import Check, Checked, Evidence, Gather, Heartbeat, Launch, Order, RankExit, Stop
+from mend.protocol import (
+    Check,
+    Checked,
+    Evidence,
+    Gather,
+    Heartbeat,
+    Launch,
+    Order,
+    RankExit,
+    SaveNow,
+    Stop,
+    saver_url,
+)
 from mend.spec import Spec, parse_spec
 from simulated_faults import ENDS
 from simulated_gang import Bucket, Gang, Rank, line_holds
+from simulated_memory import Arena
 from simulated_pod import Agent, Node, Pod
 
 TICK = 0.1
@@ -59,6 +75,11 @@ BROKEN_STREAM_SECONDS = 5.0
 LISTING_SECONDS = 0.2
 ALL = -1  # workers
 EPOCH = 1_800_000_000.0
+WHENCE = {
+    Origin.RANKS: " from memory",
+    Origin.MEMORY: " from the workers' own memory",
+    Origin.PEER: " with copies of a buddy",
+}
 
 
 def a_spec(
@@ -123,12 +144,20 @@ class World:
     """The cluster with one TrainingRun in it."""
 
     def __init__(
-        self, spec: Spec, *, nodes: int = 0, steps: int = 40, save_every: int = 10, rejoins: bool = False
+        self,
+        spec: Spec,
+        *,
+        nodes: int = 0,
+        steps: int = 40,
+        save_every: int = 10,
+        memory: int = 0,
+        rejoins: bool = False,
     ) -> None:
         self.now = EPOCH
         self.skew = 0.0  # of the controller's clock
         self.spec = spec
         self.steps, self.save_every, self.rejoins = steps, save_every, rejoins
+        self.memory = memory  # steps between snapshots; 0: none are taken
         self.generation = 1
         self.raw_status = "{}"
         self.version = 1
@@ -140,7 +169,7 @@ class World:
         self.listing_seconds = LISTING_SECONDS
         self.controller: Controller | None = Controller()
         self.restart_at: float | None = None
-        self.has_token = self.has_service = False
+        self.has_token = self.has_tls = self.has_service = False
         self.deleted = False
         self.next_uid = 0
         self.harmed_ranks: set[tuple[int, int]] = set()  # attempt, rank
@@ -175,6 +204,7 @@ class World:
         for pod in list(self.pods):
             self._kubelet(pod)
         self._gangs_advance()
+        self._copy_snapshots()
         for due, uid, order in [each for each in self.late_orders if each[0] <= self.now]:
             self.late_orders.remove((due, uid, order))
             self._deliver(uid, order)
@@ -348,6 +378,25 @@ class World:
         if (newest := self.bucket.newest()) is not None:
             self.bucket.corrupt.add(newest.ref.uri)
 
+    def spoil_snapshots(self) -> None:
+        """A bit flips in the newest snapshots, and in their copies."""
+        told = [each.state.ref for pod in self.pods if pod.agent for each in pod.agent.arena.snapshots()]
+        if told:
+            self.bucket.corrupt.add(max(told, key=lambda ref: (ref.attempt, ref.step)).uri)
+
+    def kill_saver(self, worker: int, seconds: float = 2.0) -> None:
+        """The saver of a worker dies; the agent starts another."""
+        for pod in self._pods_of(worker):
+            if pod.agent is not None and pod.agent.saves:
+                pod.agent.lose_saver(self.now + seconds)
+
+    def announce_end_of_node(self, worker: int, notice: str) -> None:
+        """The cloud says that the machine under a worker will soon be gone."""
+        for pod in self._pods_of(worker):
+            if pod.node is not None:
+                pod.node.leaves = notice
+        self._news()
+
     def kill_controller(self, point: str = "", down_for: float = 1.0) -> None:
         """It dies now, or ("status", "action") right after its next write of a new status, or its next action."""
         if point:
@@ -395,7 +444,7 @@ class World:
         self.orders_fail_until = self.orders_late_seconds = 0.0
         self.orders_double, self.crash_point, self.stale_pods, self.bucket.available = False, "", None, True
         for node in self.nodes:
-            node.problems = ()
+            node.problems, node.leaves = (), ""
             if node.alive:
                 node.ready, node.changes_at = True, None
         while len([node for node in self.nodes if node.alive]) < self.spec.workers.replicas:
@@ -431,7 +480,8 @@ class World:
             return
         if pod.agent is None and pod.deleted_at is None and pod.runs_at is not None and self.now >= pod.runs_at:
             self.next_uid += 1
-            pod.agent, pod.phase = Agent(pod.index, 30_000 + self.next_uid), PodPhase.RUNNING
+            pod.agent = Agent(pod.index, 30_000 + self.next_uid, saves=self.memory > 0)
+            pod.phase = PodPhase.RUNNING
             self._news()
         if pod.agent is not None and pod.agent.exit_code is None and not pod.agent.frozen:
             pod.agent.live(self.now)
@@ -502,6 +552,19 @@ class World:
             if before is None and gang.restored is not None and gang.restored.step >= 0:
                 self._check_restore(gang)
 
+    def _copy_snapshots(self) -> None:
+        for pod in self.pods:
+            if pod.running and pod.agent is not None and pod.agent.saver_port and pod.agent.buddy:
+                buddy = self._served_at(pod.agent.buddy)
+                if buddy is not None:
+                    pod.agent.arena.copy_to(buddy, self.now)
+
+    def _served_at(self, url: str) -> Arena | None:
+        """What a saver serves, if it is there."""
+        savers = [(pod.index, pod.agent) for pod in self.pods if pod.running and pod.agent is not None]
+        found = (agent.arena for index, agent in savers if saver_url(f"10.0.0.{index}", agent.saver_port) == url)
+        return next(found, None) if url else None
+
     def _check_restore(self, gang: Gang) -> None:
         """Notes a restore of a state that the run was never in, or gave up."""
         assert gang.restored is not None
@@ -511,7 +574,8 @@ class World:
             # Handed on by the last gang that trained, or by one that came after it and never made a step.
             held = last is not None and gang.restored.step == last.step and gang.restored.attempt >= last.attempt
         else:
-            held = last is None or line_holds(gang.restored, last)
+            assert gang.began_from is not None
+            held = last is None or line_holds(gang.began_from, last)
         if not held:
             self.restored_wrongly.append(f"attempt {gang.attempt} restored {gang.restored}")
 
@@ -633,6 +697,7 @@ class World:
             step_times=controller.samples.times(),
             has_service=self.has_service,
             has_token=self.has_token,
+            has_tls=self.has_tls,
             deleting=self.deleted,
         )
 
@@ -707,6 +772,9 @@ class World:
             case CreateToken():
                 self.has_token = True
                 self._news()
+            case CreateTls():
+                self.has_tls = True
+                self._news()
             case CreateService():
                 self.has_service = True
                 self._news()
@@ -724,6 +792,8 @@ class World:
                 self._send(uid, launch)
             case SendCheck(pod_uid=uid, attempt=attempt, seconds=seconds):
                 self._send(uid, Check(attempt=attempt, round=action.round, seconds=seconds))
+            case SendSaveNow(pod_uid=uid, attempt=attempt):
+                self._send(uid, SaveNow(attempt=attempt))
             case SendGather(pod_uid=uid, attempt=attempt, seconds=seconds):
                 self._send(uid, Gather(attempt=attempt, seconds=seconds))
             case SendStop(pod_uid=uid):
@@ -790,7 +860,9 @@ class World:
             self._news()
 
     def _new_gang(self, launch: Launch) -> Gang:
-        return Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
+        gang = Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
+        gang.memory_every, gang.fetch = self.memory, self._served_at
+        return gang
 
     def _prune(self, uris: tuple[str, ...]) -> None:
         needed = self.gangs[max(self.gangs)].may_need() if self.gangs else frozenset()
@@ -823,10 +895,13 @@ class World:
             source = (
                 f"step {after.restore[0].step} of attempt {after.restore[0].attempt}" if after.restore else "scratch"
             )
+            source += " in memory" if after.restore and after.restore[0].save_in_memory else ""
             self._say(f"launch on {_numbers('worker', after.participants)} from {source}")
         if after.restored_step is not None and before.restored_step is None:
-            where = " from memory" if after.from_peers else ""
-            self._say(f"restored step {after.restored_step}{where}")
+            self._say(f"restored step {after.restored_step}{WHENCE.get(after.origin, '')}")
+        for notice in after.notices:
+            if notice not in before.notices:
+                self._say(f"saves early: {notice}")
         if after.saving_until is not None and before.saving_until is None:
             self._say("saves to change its size")
         if after.phase is not before.phase and after.phase not in (RunPhase.PENDING, RunPhase.RECOVERING):

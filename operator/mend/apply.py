@@ -22,6 +22,7 @@ from mend.kube.events import EventRecorder, Regarding
 from mend.model import (
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -35,11 +36,13 @@ from mend.model import (
     SendCheck,
     SendGather,
     SendLaunch,
+    SendSaveNow,
     SendStop,
     StrikeNode,
 )
 from mend.observe import belongs_to
-from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, Stop, encode
+from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
+from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 
@@ -47,7 +50,7 @@ log = logging.getLogger(__name__)
 
 TRAINING_RUNS = Resource(GROUP, VERSION, PLURAL)
 TOKEN_BYTES = 32
-Sending = SendLaunch | SendGather | SendStop | SendCheck
+Sending = SendLaunch | SendGather | SendSaveNow | SendStop | SendCheck
 
 
 class Applier:
@@ -110,6 +113,8 @@ class Applier:
         match action:
             case CreateToken():
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
+            case CreateTls():
+                await self._create(SECRETS, seen, render.tls_secret(seen, self_signed(f"mend run {seen.uid}")))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))
             case CreateWorker(index=index, attempt=attempt, avoid=avoid):
@@ -129,7 +134,7 @@ class Applier:
                 await self._book.lift(ids)
             case DeleteRun():
                 await self._delete(TRAINING_RUNS, seen, seen.name, seen.uid, None)
-            case SendLaunch() | SendGather() | SendStop() | SendCheck():
+            case SendLaunch() | SendGather() | SendSaveNow() | SendStop() | SendCheck():
                 self._send(seen, action)
             case never:
                 assert_never(never)
@@ -194,6 +199,8 @@ def _order(action: Sending) -> Order:
             )
         case SendGather():
             return Gather(attempt=action.attempt, seconds=action.seconds)
+        case SendSaveNow():
+            return SaveNow(attempt=action.attempt)
         case SendStop():
             return Stop(
                 attempt=action.attempt,

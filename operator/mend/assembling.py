@@ -13,6 +13,7 @@ from mend.model import (
     AgentView,
     AnyAction,
     CreateService,
+    CreateTls,
     CreateToken,
     CreateWorker,
     Decision,
@@ -32,8 +33,9 @@ from mend.nodechecks import check_machines
 from mend.noted import with_workers
 from mend.presence import ENDED, is_going, is_ready, is_silent, lost_in_reserve, places
 from mend.protocol import AgentState, Heartbeat, Launch
-from mend.restore import candidates, lineage_after
+from mend.restore import lineage_after
 from mend.seats import seats
+from mend.snapshots import buddy_urls, holders_of, plan, wait_for_word
 from mend.spec import Spec
 from mend.strikes import most_lenient, struck
 from mend.transitions import attempt_heard, attempt_of_predecessors, next_attempt
@@ -83,7 +85,7 @@ def assemble(spec: Spec, seen: Observation, now: float) -> Decision:
     seen = replace(seen, status=status)
     changes = (*missing_objects(spec, seen, now), *removals(spec, seen, now), *strikes_to_tell(seen, now))
     if status.participants:
-        actions = (*changes, *_launches(spec, seen), *_stops(seen))
+        actions = (*changes, *launches(spec, seen), *_stops(seen))
         return Decision(status=status, actions=actions, reason="launching", wake_after=RESEND_SECONDS)
     status = with_workers(spec, status, seen, now)
     seen = replace(seen, status=status)
@@ -92,6 +94,9 @@ def assemble(spec: Spec, seen: Observation, now: float) -> Decision:
         return replace(waiting, actions=(*changes, *_stops(seen), *waiting.actions))
     if (checking := check_machines(spec, seen, now)) is not None:
         return replace(checking, actions=(*changes, *_stops(seen), *checking.actions))
+    if (seconds := wait_for_word(spec, seen, _ready_workers(spec, seen, now), now)) > 0:
+        why = "hearing which snapshots the workers hold, and where"
+        return Decision(status=status, actions=(*changes, *_stops(seen)), reason=why, wake_after=seconds)
     return _launch(spec, seen, changes, now)
 
 
@@ -195,18 +200,19 @@ def _finds_no_node(pod: WorkerPod) -> bool:
 
 # ---------------------------------------------------------------- launching
 def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: float) -> Decision:
-    able = candidates(seen.uid, seen.status, seen.store.checkpoints)
     seated = seats(spec, seen, now)
     own = seated == tuple(range(spec.workers.replicas))
     participants = _ready_workers(spec, seen, now)
+    able = plan(spec, seen, participants)
     status = replace(
         account(seen.status, now),
         participants=participants,
         keep=seen.status.keep if _are_where_they_were(spec, seen, participants) else (),
         places=() if own else seated,
         follows=None,
-        lineage=lineage_after(able[0]) if able else (),
-        restore=tuple(each.ref for each in able),
+        lineage=lineage_after(able[0].state) if able else (),
+        restore=tuple(each.state.ref for each in able),
+        origins=tuple(each.origin for each in able),
     )
     caution = seen.store.caution
     told = any((each.type, each.status) == ("ConditionalWrites", "False") for each in status.conditions)
@@ -221,7 +227,7 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
         status=status,
         actions=(
             *changes,
-            *_launches(spec, seen),
+            *launches(spec, seen),
             *_stops(seen),
             *_said_of_spares(spec, before, seated),
             *((warning,) if caution and not told else ()),
@@ -260,18 +266,22 @@ def _said_of_spares(spec: Spec, before: Observation, seated: tuple[int, ...]) ->
     return (EmitEvent(type="Normal", reason="SpareTookOver", message=message),)
 
 
-def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
-    """Launch orders for the participants that do not yet know of this attempt."""
+def launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
+    """Launch orders for the participants that do not know of this attempt, or copy to another buddy than they should.
+
+    A buddy's saver may come up later than its ranks, or come back elsewhere.
+    """
     status = seen.status
     first = seen.agent_of(status.participants[0])
     master = seen.pod_of(status.participants[0])
     if first is None or first.heartbeat is None or master is None or not master.ip:
         return ()  # also if the watch of pods lags: without an address nobody would find the store
     size = spec.workers.ranks_per_worker
+    find, urls = holders_of(spec, seen), buddy_urls(spec, seen)
     launches = []
     for place, worker in enumerate(status.participants):
         agent = seen.agent_of(worker)
-        if agent is None or not agent.connected or seen.heartbeat_of(worker) is not None:
+        if agent is None or not agent.connected or not _is_news_to(seen, worker, urls.get(worker, "")):
             continue
         launch = Launch(
             attempt=status.attempt,
@@ -285,11 +295,18 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
             run_uid=seen.uid,
             restore=status.restore,
             checkpoint=spec.checkpoint.plan(),
+            holders=find(worker),
+            buddy=urls.get(worker, ""),
             keep=status.keep,
             follows=status.open_incident.attempt if status.keep and status.open_incident else 0,
         )
         launches.append(SendLaunch(worker=worker, pod_uid=agent.pod_uid, launch=launch))
     return tuple(launches)
+
+
+def _is_news_to(seen: Observation, worker: int, buddy: str) -> bool:
+    beat = seen.heartbeat_of(worker)
+    return beat is None or (beat.buddy is not None and beat.buddy != buddy and bool(buddy))
 
 
 def _stops(seen: Observation) -> tuple[SendStop, ...]:
@@ -326,6 +343,8 @@ def missing_objects(spec: Spec, seen: Observation, now: float) -> tuple[AnyActio
     actions: list[AnyAction] = []
     if not seen.has_token:
         actions.append(CreateToken())
+    if not seen.has_tls:
+        actions.append(CreateTls())
     if not seen.has_service:
         actions.append(CreateService())
     avoid = machines.excluded(spec, seen, now)

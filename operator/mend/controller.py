@@ -65,6 +65,7 @@ class _Known:
     written: Json | None = None  # the run as last written by this controller
     token: str | None = None
     has_service: bool = False
+    has_tls: bool = False
     log_tails: dict[str, tuple[str, ...]] | None = None  # of pods that have failed, by uid
 
 
@@ -298,6 +299,7 @@ class Controller:
             paces=pool.paces(key),
             has_service=known.has_service,
             has_token=known.token is not None,
+            has_tls=known.has_tls,
             strikes=self._book.strikes(),
             predecessors=self._predecessors(key, bare.uid),
         )
@@ -322,15 +324,20 @@ class Controller:
         return tuple(sorted(pod["metadata"]["name"] for pod in pods if not belongs_to(pod, uid)))
 
     async def _find_objects(self, key: RunKey, known: _Known) -> None:
-        """The run's Secret and Service, asked for by name: so no right to list secrets is needed."""
+        """The run's Secrets and Service, asked for by name: so no right to list secrets is needed."""
         namespace, name = key
         if known.token is None:
             secret = await self._get_or_none(SECRETS, namespace, render.token_secret_name(name))
             if secret is not None and belongs_to(secret, known.uid):
                 known.token = decoded(secret, (TOKEN_SECRET_KEY,)).get(TOKEN_SECRET_KEY)
-        if not known.has_service:
-            service = await self._get_or_none(SERVICES, namespace, render.service_name(name))
-            known.has_service = service is not None and belongs_to(service, known.uid)
+        known.has_tls = known.has_tls or await self._is_there(SECRETS, known, namespace, render.tls_secret_name(name))
+        known.has_service = known.has_service or await self._is_there(
+            SERVICES, known, namespace, render.service_name(name)
+        )
+
+    async def _is_there(self, resource: Any, known: _Known, namespace: str, name: str) -> bool:
+        found = await self._get_or_none(resource, namespace, name)
+        return found is not None and belongs_to(found, known.uid)
 
     async def _get_or_none(self, resource: Any, namespace: str, name: str) -> Json | None:
         try:

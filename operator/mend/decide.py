@@ -54,17 +54,20 @@ def decide(spec: Spec, seen: Observation, now: float) -> Decision:
         return Decision(status=seen.status, reason=reason)
     before, seen = seen, replace(seen, status=noted(spec, seen, now))
     decision = next(said for rule in RULES if (said := rule(spec, seen, now)) is not None)
-    if seen.spec_problems and decision.status.conditions != before.status.conditions:
-        decision = replace(decision, actions=(*_complaint(before, decision), *decision.actions))
+    if decision.status.conditions != before.status.conditions:
+        decision = replace(decision, actions=(*_complaints(before, decision), *decision.actions))
     waits = (decision.wake_after, seconds_until_deadline(spec, replace(seen, status=decision.status), now))
     return replace(decision, wake_after=min((max(0.0, wait) for wait in waits if wait is not None), default=None))
 
 
-def _complaint(before: Observation, decision: Decision) -> tuple[EmitEvent, ...]:
-    """An event, once, about a spec that is not used."""
-    (told,) = (each for each in decision.status.conditions if each.type == "Accepted")
-    known = any(each.type == "Accepted" and each.message == told.message for each in before.status.conditions)
-    return () if known else (EmitEvent(type="Warning", reason=told.reason, message=told.message),)
+def _complaints(before: Observation, decision: Decision) -> tuple[EmitEvent, ...]:
+    """An event, once, about a spec that is not used, and about pods that are too small."""
+    known = {(each.type, each.message) for each in before.status.conditions}
+    return tuple(
+        EmitEvent(type="Warning", reason=each.reason, message=each.message)
+        for each in decision.status.conditions
+        if each.type in ("Accepted", "MemoryFits") and each.status == "False" and (each.type, each.message) not in known
+    )
 
 
 def reject(problems: Iterable[str], seen: Observation, now: float) -> Decision:

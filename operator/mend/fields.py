@@ -13,6 +13,15 @@ from typing import Any, Final
 
 # Digits are counted: int() and timedelta() raise on absurd numbers, and \d would take other scripts' digits.
 _DURATION = re.compile(r"(?:([0-9]{1,9})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?")
+_QUANTITY = re.compile(r"([1-9][0-9]{0,17})(k|M|G|T|Ki|Mi|Gi|Ti)?")
+_BYTES = re.compile(r"[1-9][0-9]{0,8}(k|M|G|Ki|Mi|Gi)?")
+_MOST_BYTES: Final = 2**62  # what is beyond goes into no message
+_SIZES: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 _INT32_MAX: Final = 2**31 - 1
 _ABSENT: Final = object()
 
@@ -25,6 +34,12 @@ def parse_duration(text: str) -> timedelta | None:
     hours, minutes, seconds, milliseconds = (int(part or 0) for part in found.groups())
     length = timedelta(hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
     return length if length > timedelta(0) else None
+
+
+def parse_bytes(text: str) -> int | None:
+    """'500Mi', '2G', '1048576' as Kubernetes writes quantities of bytes; None if it is none, a fraction, or zero."""
+    found = _QUANTITY.fullmatch(text)
+    return min(int(found[1]) * _SIZES[found[2] or ""], _MOST_BYTES) if found else None
 
 
 @dataclass(slots=True)
@@ -130,6 +145,11 @@ class Fields:
             length = parse_duration(default)
             assert length is not None
         return length.total_seconds()
+
+    def optional_bytes(self, field: str) -> int | None:
+        """A quantity of bytes above zero, or None if absent."""
+        text = self.optional_text(field, _BYTES, "a quantity of bytes above zero such as '500Mi'")
+        return parse_bytes(text) if text else None
 
     def has(self, field: str) -> bool:
         """Whether the field is there; to be asked for as if it were read."""

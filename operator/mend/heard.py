@@ -21,7 +21,7 @@ def is_stale(old: Heartbeat | None, new: Heartbeat) -> bool:
 
 
 def is_news(old: Heartbeat | None, new: Heartbeat) -> bool:
-    """Whether somebody should look: anything but the usual growth of steps and ages."""
+    """Whether somebody should look: anything but the usual growth of steps and ages, and snapshot after snapshot."""
     if old is None:
         return True
     if (
@@ -33,6 +33,8 @@ def is_news(old: Heartbeat | None, new: Heartbeat) -> bool:
         or old.quarantined != new.quarantined
         or old.standbys_ready != new.standbys_ready
         or old.store_port != new.store_port
+        or old.saver_port != new.saver_port
+        or old.memory != new.memory
         or len(old.ranks) != len(new.ranks)
     ):
         return True

@@ -67,6 +67,15 @@ class Tier(StrEnum):
     GIVE_UP = "give-up"
 
 
+class Origin(StrEnum):
+    """Where the state lies, or lay, that an attempt begins with: from the nearest on."""
+
+    RANKS = "ranks"  # that rejoined, and had it in their processes
+    MEMORY = "memory"  # snapshots in the workers' own memory
+    PEER = "peer"  # the same, but some of them copies that a buddy kept
+    STORE = "store"  # a checkpoint
+
+
 class Verdict(Fact, frozen=True, kw_only=True):
     """Who did it: `ranks` is empty for `unknown`. `reasons` are sentences that a person can check."""
 
@@ -122,7 +131,7 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     gather_until: float | None = None  # evidence is awaited until then; None once the verdict stands
     tier: Tier | None = None
     restored_step: int | None = None
-    from_peers: bool = False  # that step was handed on in memory; no checkpoint was read
+    origin: Origin | None = None  # where that step was had from; None: not known, or it began from scratch
     recovered_at: float | None = None  # first new step of all ranks
     steps_lost: int | None = None
 
@@ -175,6 +184,18 @@ class CheckpointStatus(Fact, frozen=True, kw_only=True):
     uri: str
     committed_at: float
     verified: bool = False  # its digests were checked (by a restore or a verification)
+
+
+class MemoryStatus(Fact, frozen=True, kw_only=True):
+    """The newest save whose snapshots lie whole in the memory of workers, and what snapshots cost there."""
+
+    step: int = -1  # -1: there is none
+    attempt: int = 0
+    seen_at: float | None = None  # when it was first seen to be whole
+    workers: int = 0  # that hold some of it
+    copied: bool = False  # each of its snapshots lies on two workers
+    needed_bytes: int = 0  # of each worker, for its own snapshots and the copies that it keeps; 0: not known yet
+    limit_bytes: int = 0  # of the pod; 0: none
 
 
 class WorkerCounts(Fact, frozen=True, kw_only=True):
@@ -232,9 +253,10 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     participants: tuple[int, ...] = ()  # workers of this attempt
     places: tuple[int, ...] = ()  # who held which place when last launched; () while everybody is in his own
     restore: tuple[CheckpointRef, ...] = ()  # what this attempt's ranks were told they may start from
+    origins: tuple[Origin, ...] = ()  # where each of these lay
     keep: tuple[int, ...] = ()  # ranks of the attempt before whose processes go on in this one, if they can
     restored_step: int | None = None  # what the attempt started from (-1: fresh); None until a rank has said so
-    from_peers: bool = False  # that step was handed on in memory
+    origin: Origin | None = None  # where that step was had from
     roll_back_before: int | None = None  # restore only checkpoints below this step
     saving_until: float | None = None  # the ranks were asked to save and end, so that another gang can take over
     step: int = -1
@@ -246,6 +268,8 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     reported_at: float = 0.0  # when step, loss and ledger were last written
     accounted_at: float | None = None  # up to when the ledger is
     checkpoint: CheckpointStatus | None = None
+    memory: MemoryStatus | None = None  # as of `reported_at`
+    notices: tuple[str, ...] = ()  # that a worker will go, for which a save was asked for
     incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
     spent: dict[FailureClass, tuple[float, ...]] = {}  # when each budget was drawn on, within its window
     replacing: tuple[str, ...] = ()  # uids of pods that are to go
@@ -291,6 +315,8 @@ class WorkerPod(Fact, frozen=True, kw_only=True):
     node_ready: bool = True
     node_problems: tuple[str, ...] = ()  # conditions and taints that speak of a broken machine, in words
     node_conditions: tuple[str, ...] = ()  # "Type=Status" of those that are not as on every healthy node
+    node_leaves: str = ""  # the condition or taint that says that its node will soon be gone
+    rack: str = ""  # what its node shares with others that may fail with it; "": no label tells
     avoids: tuple[str, ...] = ()  # nodes that it was made to keep away from
     attempt: int = 0  # label: the attempt it was made for
     deleting: bool = False
@@ -313,7 +339,7 @@ class AgentView(Fact, frozen=True, kw_only=True):
 
 
 class StoredCheckpoint(Fact, frozen=True, kw_only=True):
-    """A committed checkpoint as the store's listing and its manifest tell."""
+    """A committed checkpoint as the store's listing and its manifest tell; snapshots in memory are told of alike."""
 
     ref: CheckpointRef
     run_uid: str = ""  # of the run that made it: the present one, or one that had the prefix before
@@ -389,6 +415,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     has_service: bool = False
     has_token: bool = False
+    has_tls: bool = False  # the Secret with the run's key and certificate
     deleting: bool = False
     spec_problems: tuple[str, ...] = ()  # of the spec as it is now; decided is then on the last accepted one
     strikes: tuple[Strike, ...] = ()  # of all runs, as the book of strikes has them
@@ -450,6 +477,10 @@ class CreateToken(Action, frozen=True, kw_only=True, tag="create-token"):
     """Make the run's Secret."""
 
 
+class CreateTls(Action, frozen=True, kw_only=True, tag="create-tls"):
+    """Make the Secret with the run's key and certificate."""
+
+
 class CreateService(Action, frozen=True, kw_only=True, tag="create-service"):
     """Make the run's headless service."""
 
@@ -486,6 +517,14 @@ class SendGather(Action, frozen=True, kw_only=True, tag="send-gather"):
     pod_uid: str
     attempt: int
     seconds: float
+
+
+class SendSaveNow(Action, frozen=True, kw_only=True, tag="send-save-now"):
+    """Tell the agent to have the gang save at the end of its step."""
+
+    worker: int
+    pod_uid: str
+    attempt: int
 
 
 class SendCheck(Action, frozen=True, kw_only=True, tag="send-check"):
@@ -550,11 +589,13 @@ class DeleteRun(Action, frozen=True, kw_only=True, tag="delete-run"):
 
 AnyAction = (
     CreateToken
+    | CreateTls
     | CreateService
     | CreateWorker
     | DeleteWorker
     | SendLaunch
     | SendGather
+    | SendSaveNow
     | SendCheck
     | SendStop
     | EmitEvent

@@ -6,10 +6,11 @@ import msgspec
 from msgspec.structs import replace
 
 from mend.conditions import with_condition, without_condition
-from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, RunStatus, Strike, WorkerCounts
+from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, Origin, RunStatus, Strike, WorkerCounts
 from mend.presence import gang_step, is_ready, is_silent, places, suspects
 from mend.protocol import CheckpointRef, Heartbeat
 from mend.restore import lineage_cut_at
+from mend.snapshots import with_memory_limit
 from mend.spec import Spec
 from mend.stragglers import stragglers
 from mend.strikes import kept, lifted
@@ -25,6 +26,7 @@ def noted(spec: Spec, seen: Observation, now: float) -> RunStatus:
     status = _with_evidence(status, seen, now)
     status = replace(status, strikes=_as_in_book(seen, kept(status.strikes, now, MAX_STRIKES)))
     beats = _beats(seen)
+    status = with_memory_limit(spec, status, beats, now)
     return _with_commit(_with_restore(status, seen, beats), beats, now)
 
 
@@ -88,12 +90,21 @@ def _with_restore(status: RunStatus, seen: Observation, beats: list[Heartbeat]) 
         return status
     if restored.is_of_peers:
         lineage = lineage_cut_at(restored, status.lineage, seen.uid)
-        return replace(status, restored_step=restored.step, from_peers=True, lineage=lineage, roll_back_before=None)
+        origin = Origin.RANKS
+        return replace(status, restored_step=restored.step, origin=origin, lineage=lineage, roll_back_before=None)
     lineage = lineage_cut_at(restored, status.lineage) if restored.uri else ()
     status = replace(status, restored_step=restored.step, lineage=lineage, roll_back_before=None)
     if not restored.uri:
         return replace(status, restored_step=-1)
+    status = replace(status, origin=_origin(status, restored))
+    if restored.save_in_memory:
+        return status
     return replace(status, checkpoint=_shown(restored, _committed_at(status, seen, restored), verified=True))
+
+
+def _origin(status: RunStatus, ref: CheckpointRef) -> Origin:
+    lay = dict(zip((each.uri for each in status.restore), status.origins, strict=False))  # an older mend told of none
+    return lay.get(ref.uri, Origin.MEMORY if ref.save_in_memory else Origin.STORE)
 
 
 def _committed_at(status: RunStatus, seen: Observation, ref: CheckpointRef) -> float:

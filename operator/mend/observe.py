@@ -69,6 +69,8 @@ def worker_pod(pod: JsonObject, nodes: Mapping[str, JsonObject], now: float) -> 
         node_ready=nodehealth.is_ready(nodes.get(node, {})),
         node_problems=nodehealth.problems(nodes.get(node, {})),
         node_conditions=nodehealth.unusual_conditions(nodes.get(node, {})),
+        node_leaves=nodehealth.leaving(nodes.get(node, {})),
+        rack=nodehealth.rack(nodes.get(node, {})),
         avoids=tuple(filter(None, ((meta.get("annotations") or {}).get(ANNOTATION_AVOIDS) or "").split(","))),
         attempt=_number(labels.get(LABEL_ATTEMPT), 0),
         deleting=bool(meta.get("deletionTimestamp")),

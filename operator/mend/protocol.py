@@ -37,6 +37,8 @@ AGENT_PORT: Final = 7117
 AGENT_PORT_NAME: Final = "mend-agent"
 AGENT_COMMAND: Final = "mend-agent"
 TOKEN_SECRET_KEY: Final = "token"
+TLS_SECRET_KEY: Final = "tls.pem"
+SIGNING_SECRET_KEY: Final = "signing.key"
 
 STREAM_PATH: Final = "/v1/stream"
 ORDERS_PATH: Final = "/v1/orders"
@@ -254,6 +256,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
     saver_port: int = 0  # where the saver serves snapshots over TLS; 0: it does not
+    buddy: str | None = None  # to which its snapshots are copied; None: a launch that is repeated does not change it
     memory: MemoryReport | None = None
     terminating: bool = False  # SIGTERM was received
 
@@ -345,10 +348,11 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
     peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
     verify: bool = False  # read each checkpoint back, once it is committed
+    requests_per_second: int = 0  # to the store, by each worker at most; 0: as many as it takes
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
-    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes only the buddy.
 
     The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they are of the attempt
     `follows` and can; the others are replaced, as one is that does not come within a few seconds.
@@ -502,6 +506,11 @@ DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read b
 def agent_url(ip: str, port: int = AGENT_PORT) -> str:
     """Where an agent is reached, without a path."""
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+
+
+def saver_url(ip: str, port: int) -> str:
+    """Where a saver is reached, without a path."""
+    return f"https://[{ip}]:{port}" if ":" in ip else f"https://{ip}:{port}"
 
 
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:

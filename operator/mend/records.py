@@ -104,7 +104,7 @@ def closed(status: RunStatus, step_seconds: float, now: float) -> RunStatus:
             each,
             recovered_at=now,
             restored_step=from_step,
-            from_peers=status.from_peers,
+            origin=status.origin,
             steps_lost=mine,
             gather_until=None,
         )

@@ -21,6 +21,8 @@ from mend.protocol import (
     ENV_RANKS_PER_WORKER,
     ENV_RUN,
     ENV_RUN_UID,
+    ENV_SIGNING_KEY,
+    ENV_TLS_PEM,
     ENV_TOKEN,
     ENV_WORKER,
     ENV_WORKERS,
@@ -29,6 +31,8 @@ from mend.protocol import (
     LABEL_MANAGED_BY,
     LABEL_RUN,
     LABEL_WORKER,
+    SIGNING_SECRET_KEY,
+    TLS_SECRET_KEY,
     TOKEN_SECRET_KEY,
     TRAINER_CONTAINER,
 )
@@ -43,6 +47,14 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 def token_secret_name(run: str) -> str:
     """The Secret that holds the token between controller and agents."""
     return f"{run}-mend-token"
+
+
+def tls_secret_name(run: str) -> str:
+    """The Secret that holds the key and certificate by which workers know each other.
+
+    Not the token's: the controller may make Secrets and not change them, and an older mend has made one without it.
+    """
+    return f"{run}-mend-tls"
 
 
 def service_name(run: str) -> str:
@@ -62,8 +74,16 @@ def labels(run: str) -> dict[str, str]:
 
 def token_secret(seen: Observation, token: str) -> JsonObject:
     """The Secret with the run's token."""
-    meta = _metadata(seen, token_secret_name(seen.name))
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {TOKEN_SECRET_KEY: token}}
+    return _secret(seen, token_secret_name(seen.name), TOKEN_SECRET_KEY, token)
+
+
+def tls_secret(seen: Observation, pem: str) -> JsonObject:
+    """The Secret with the run's key and certificate."""
+    return _secret(seen, tls_secret_name(seen.name), TLS_SECRET_KEY, pem)
+
+
+def _secret(seen: Observation, name: str, key: str, value: str) -> JsonObject:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": _metadata(seen, name), "stringData": {key: value}}
 
 
 def service(seen: Observation) -> JsonObject:
@@ -139,12 +159,20 @@ def _agent_env(spec: Spec, seen: Observation, index: int, grace_seconds: int) ->
         ENV_HEARTBEAT_SECONDS: f"{spec.health.heartbeat_seconds:g}",
         ENV_GRACE_SECONDS: str(grace_seconds),
     }
-    token = {"secretKeyRef": {"name": token_secret_name(seen.name), "key": TOKEN_SECRET_KEY}}
+    secrets = {
+        ENV_TOKEN: (token_secret_name(seen.name), TOKEN_SECRET_KEY),
+        ENV_TLS_PEM: (tls_secret_name(seen.name), TLS_SECRET_KEY),
+    }
+    if spec.checkpoint.signing_secret:
+        secrets[ENV_SIGNING_KEY] = (spec.checkpoint.signing_secret, SIGNING_SECRET_KEY)
     return [
         *({"name": name, "value": value} for name, value in plain.items()),
         {"name": ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-        {"name": ENV_TOKEN, "valueFrom": token},
+        *(
+            {"name": env, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
+            for env, (name, key) in secrets.items()
+        ),
     ]
 
 

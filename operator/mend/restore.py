@@ -1,14 +1,18 @@
-"""Pure: which checkpoints an attempt may start from, best first, and which may be thrown away."""
+"""Pure: which states an attempt may start from, best first and from where, and which may be thrown away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from mend.model import RunStatus, StoredCheckpoint
-from mend.protocol import Ancestor, CheckpointRef
+from mend.model import Origin, RunStatus, StoredCheckpoint
+from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
 from mend.spec import Checkpointing
 
-MAX_CANDIDATES = 5
+MAX_CANDIDATES = 5  # of those in the store
+MAX_IN_MEMORY = 2  # as many as a rank has slots
+MAX_HOLDERS = 800  # in one launch, which ranks may get as a variable of the environment: those hold 128 KiB
 
 
 def is_on_lineage(checkpoint: StoredCheckpoint, uid: str, attempt: int, lineage: Iterable[Ancestor]) -> bool:
@@ -72,6 +76,138 @@ def candidates(uid: str, status: RunStatus, checkpoints: Iterable[StoredCheckpoi
     return tuple(able[:MAX_CANDIDATES])
 
 
+# ---------------------------------------------------------------- memory
+@dataclass(frozen=True, slots=True)
+class WorkerMemory:
+    """The snapshots that lie whole in one worker's memory. Without a url no other worker can have them."""
+
+    worker: int
+    held: tuple[Held, ...] = ()
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySave:
+    """A save in the memory of workers: for each rank of the world that saved it, who has its snapshot."""
+
+    state: StoredCheckpoint
+    holders: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no rank's snapshot is missing."""
+        return bool(self.holders) and all(self.holders)
+
+    def at_home(self, takers: Sequence[int]) -> int:
+        """How many ranks' snapshots lie where these ranks are, or whoever has their part of another world, will be."""
+        size = len(self.holders)
+        return sum(takers[rank * len(takers) // size] in who for rank, who in enumerate(self.holders))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A state to start from, and where it lies."""
+
+    state: StoredCheckpoint
+    origin: Origin
+
+
+def saves_in_memory(memories: Iterable[WorkerMemory]) -> tuple[MemorySave, ...]:
+    """All saves of which anybody holds anything. Workers that describe one differently do not speak of the same."""
+    found: defaultdict[StoredCheckpoint, defaultdict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for memory in memories:
+        for held in memory.held:
+            if held.world_size <= MAX_HOLDERS:
+                ranks = found[_described(held)]
+                for rank in held.ranks:
+                    ranks[rank].add(memory.worker)
+    return tuple(
+        MemorySave(state, tuple(tuple(sorted(ranks[rank])) for rank in range(state.world_size)))
+        for state, ranks in found.items()
+    )
+
+
+def _described(held: Held) -> StoredCheckpoint:
+    return StoredCheckpoint(
+        ref=CheckpointRef(uri=f"{MEMORY_SCHEME}{held.save_id}", step=held.step, attempt=held.attempt),
+        run_uid=held.run_uid,
+        lineage=held.lineage,
+        world_size=held.world_size,
+        tokens=held.tokens,
+    )
+
+
+def planned(
+    uid: str,
+    status: RunStatus,
+    checkpoints: Iterable[StoredCheckpoint],
+    memories: Sequence[WorkerMemory],
+    takers: Sequence[int],
+    spoilt: Iterable[str] = (),
+) -> tuple[Candidate, ...]:
+    """What the next launch on the workers `takers`, in the order of their places, may restore, best first.
+
+    The newest step that all of them can get comes first; of equal steps the nearest: memory before the store, and own
+    memory before a peer's. A save in memory counts if every taker can get each rank's snapshot of it: from its own
+    memory, or from that of a worker whose saver can be reached. `spoilt` are the uris of those that were found bad.
+    Several are named, so that ranks which find the first spoilt, or gone, can take the next without asking.
+    """
+    stored = [each for each in checkpoints if not each.quarantined]
+    urls = {memory.worker: memory.url for memory in memories}
+    bad = frozenset(spoilt)
+    saves = [each for each in saves_in_memory(memories) if each.is_whole and each.state.ref.uri not in bad]
+    line = _line(uid, status, [*stored, *(each.state for each in saves)])
+    able = [each for each in saves if _may_start(each.state, status, line) and _in_reach(each, takers, urls)]
+    able.sort(key=lambda each: (each.state.ref.step, each.at_home(takers), each.state.ref.attempt), reverse=True)
+    near = [Candidate(each.state, _origin(each, takers)) for each in _few_enough(able)]
+    mine = [each for each in stored if _may_start(each, status, line)]
+    mine.sort(key=lambda each: (each.ref.step, each.ref.attempt), reverse=True)
+    far = [Candidate(each, Origin.STORE) for each in mine[:MAX_CANDIDATES]]
+    return tuple(sorted([*near, *far], key=lambda each: each.state.ref.step, reverse=True))  # stable: the near first
+
+
+def _may_start(state: StoredCheckpoint, status: RunStatus, line: tuple[str, int, tuple[Ancestor, ...]]) -> bool:
+    limit = status.roll_back_before
+    return is_on_lineage(state, *line) and (limit is None or state.ref.step < limit)
+
+
+def _in_reach(save: MemorySave, takers: Sequence[int], urls: Mapping[int, str]) -> bool:
+    """Whether each taker has, or can fetch, every snapshot."""
+    return bool(takers) and all(any(urls[who] for who in ranks) or set(takers) <= set(ranks) for ranks in save.holders)
+
+
+def _origin(save: MemorySave, takers: Sequence[int]) -> Origin:
+    return Origin.MEMORY if save.at_home(takers) == len(save.holders) else Origin.PEER
+
+
+def _few_enough(saves: Sequence[MemorySave]) -> list[MemorySave]:
+    """As many of the first as a launch can name holders of."""
+    taken: list[MemorySave] = []
+    for save in saves[:MAX_IN_MEMORY]:
+        if sum(len(each.holders) for each in (*taken, save)) <= MAX_HOLDERS:
+            taken.append(save)
+    return taken
+
+
+def holders(worker: int, saves: Sequence[MemorySave], urls: Mapping[int, str]) -> tuple[Holder, ...]:
+    """Where a worker finds each snapshot of these saves: in its own memory, else with whoever comes next after it.
+
+    So the workers do not all ask the first. If there is room, everybody else who has it follows.
+    """
+    around = max(urls, default=0) + 1
+    found: list[tuple[int, Holder]] = []
+    for save in saves:
+        for rank, who in enumerate(save.holders):
+            near = sorted(who, key=lambda each: (each - worker) % around)
+            able = [each for each in near if each == worker or urls.get(each)]
+            found += [
+                (n, Holder(save_id=save.state.ref.save_in_memory, rank=rank, worker=each, url=urls.get(each, "")))
+                for n, each in enumerate(able)
+            ]
+    return tuple(holder for _, holder in sorted(found, key=lambda each: each[0])[:MAX_HOLDERS])
+
+
+# ---------------------------------------------------------------- the store
 def latest_attempt(checkpoints: Iterable[StoredCheckpoint]) -> int:
     """The highest attempt that ever committed here; 0 when none did."""
     return max((each.ref.attempt for each in checkpoints), default=0)

@@ -56,6 +56,18 @@ class Workers(_Facts, frozen=True, kw_only=True):
         return self.replicas + self.spares
 
 
+class MemoryTier(_Facts, frozen=True, kw_only=True):
+    """What is kept in the memory of workers beside what is saved.
+
+    Each save is a snapshot first; `interval_steps` asks for more of them in between, and `peers` for copies of each
+    with a buddy, where there is another worker.
+    """
+
+    interval_steps: int | None = None
+    peers: bool = True
+    peer_bytes_per_second: int | None = None
+
+
 class Checkpointing(_Facts, frozen=True, kw_only=True):
     """Where and how often the run saves; exactly one of the two intervals is set."""
 
@@ -66,6 +78,10 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
     interval_seconds: float | None = None
     keep_last: int = 3
     keep_every: int | None = None
+    memory: MemoryTier = MemoryTier()
+    verify: bool = False
+    signing_secret: str | None = None
+    requests_per_second: int | None = None
 
     def plan(self) -> CheckpointPlan:
         """The part that ranks are told."""
@@ -76,6 +92,10 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
             interval_seconds=self.interval_seconds,
             keep_last=self.keep_last,
             keep_every=self.keep_every,
+            memory_interval_steps=self.memory.interval_steps,
+            peer_bytes_per_second=self.memory.peer_bytes_per_second or 0,
+            verify=self.verify,
+            requests_per_second=self.requests_per_second or 0,
         )
 
 
@@ -298,9 +318,26 @@ def _checkpoint(fields: Fields) -> Checkpointing:
         interval_seconds=seconds,
         keep_last=fields.integer("keepLast", default=3, at_least=2),
         keep_every=fields.optional_integer("keepEvery", at_least=1),
+        memory=_memory(fields.child("memory")),
+        verify=fields.boolean("verify", False),
+        signing_secret=fields.optional_text("signingSecret", _DNS_NAME, "the name of a Secret"),
+        requests_per_second=fields.optional_integer("requestsPerSecond", at_least=1),
     )
     fields.done()
     return checkpoint
+
+
+def _memory(fields: Fields) -> MemoryTier:
+    expected = "a number of steps such as '10 steps': by time, ranks would not all take theirs at the same one"
+    text = fields.optional_text("interval", _STEPS, expected)
+    steps = _STEPS.fullmatch(text or "")
+    memory = MemoryTier(
+        interval_steps=int(steps[1]) if steps else None,
+        peers=fields.boolean("peers", True),
+        peer_bytes_per_second=fields.optional_bytes("peerBandwidth"),
+    )
+    fields.done()
+    return memory
 
 
 def _interval(fields: Fields) -> tuple[int | None, float | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import assert_never
 
-from mend.model import IncidentRecord, RunStatus, Tier
+from mend.model import IncidentRecord, Origin, RunStatus, Tier
 
 
 def tell(name: str, status: RunStatus) -> Iterator[str]:
@@ -90,15 +91,25 @@ def _done(incident: IncidentRecord) -> str:
         case Tier.GIVE_UP:
             return "gave up"
         case tier:
-            where = "" if incident.restored_step is None else ", " + start(incident.restored_step, incident.from_peers)
+            where = "" if incident.restored_step is None else ", " + start(incident.restored_step, incident.origin)
             return f"{tier}{where}"
 
 
-def start(step: int, from_peers: bool) -> str:
+def start(step: int, origin: Origin | None) -> str:
     """What an attempt began with, in words."""
     if step < 0:
         return "from scratch"
-    return f"from step {step} in the memory of its peers" if from_peers else f"from the checkpoint of step {step}"
+    match origin:
+        case Origin.RANKS:
+            return f"from step {step} in the memory of its peers"
+        case Origin.MEMORY:
+            return f"from the snapshot of step {step} in its workers' own memory"
+        case Origin.PEER:
+            return f"from the snapshot of step {step}, with copies that a buddy kept"
+        case Origin.STORE | None:
+            return f"from the checkpoint of step {step}"
+        case never:
+            assert_never(never)
 
 
 def _cost(incident: IncidentRecord) -> str:

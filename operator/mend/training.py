@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
-from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
+from mend.assembling import assemble, launches, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.model import (
@@ -15,6 +17,7 @@ from mend.model import (
     PruneCheckpoints,
     RunPhase,
     RunStatus,
+    SendSaveNow,
     SendStop,
 )
 from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
@@ -22,11 +25,13 @@ from mend.presence import gone, is_ready
 from mend.records import closed
 from mend.restore import expendable
 from mend.seats import seats
+from mend.snapshots import with_memory
 from mend.spec import Spec
 from mend.story import start
 from mend.transitions import next_attempt
 
 REPORT_SECONDS = 5.0  # how often step, loss and ledger are written while nothing else changes
+SAID_NOTICES = 8
 LOOK_SECONDS = 1.0  # how often to look whether a gang that was asked to end has ended
 
 
@@ -45,13 +50,16 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
     if status.phase is RunPhase.RUNNING:
         if why := _wants_other_size(spec, seen, now):
             return _resize(spec, replace(seen, status=status), why, now)
+        status, asking = _save_before_they_go(status, seen)
+        actions += asking
         old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
         if old and not seen.store.problem:
             actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
     due = now - status.reported_at >= REPORT_SECONDS
     if due or status.phase is not before.phase:
-        status = replace(with_health(spec, with_progress(account(status, now), seen), seen, now), reported_at=now)
-        actions += newly_slow(before, status)
+        status = with_memory(spec, with_progress(account(status, now), seen), seen, now)
+        status = replace(with_health(spec, status, seen, now), reported_at=now)
+        actions += (*newly_slow(before, status), *launches(spec, seen))
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
 
@@ -78,7 +86,33 @@ def _median_step_seconds(seen: Observation) -> float:
 
 def _said_on_start(status: RunStatus) -> str:
     step = -1 if status.restored_step is None else status.restored_step
-    return f"attempt {status.attempt} trains, {start(step, status.from_peers)}"
+    return f"attempt {status.attempt} trains, {start(step, status.origin)}"
+
+
+# ---------------------------------------------------------------- workers that will go
+def _save_before_they_go(status: RunStatus, seen: Observation) -> tuple[RunStatus, tuple[AnyAction, ...]]:
+    """Asks all ranks to save when it is known that a worker will go, once for each notice."""
+    told = {notice: why for worker in status.participants for notice, why in _notices(seen, worker)}
+    fresh = [why for notice, why in told.items() if notice not in status.notices]
+    status = replace(status, notices=tuple(told))
+    if not fresh:
+        return status, ()
+    asks = tuple(
+        SendSaveNow(worker=worker, pod_uid=agent.pod_uid, attempt=status.attempt)
+        for worker in status.participants
+        if (agent := seen.agent_of(worker)) is not None and agent.connected
+    )
+    message = f"{'; '.join(fresh[:SAID_NOTICES])}: all ranks save at the end of this step"
+    return status, (*asks, EmitEvent(type="Normal", reason="SavingEarly", message=message))
+
+
+def _notices(seen: Observation, worker: int) -> Iterator[tuple[str, str]]:
+    """What says that this worker will go: by a name that is the same at each look, and in words."""
+    pod = seen.pod_of(worker)
+    if pod is not None and pod.deleting:
+        yield pod.uid, f"the pod of worker {worker} was told to go"
+    if pod is not None and pod.node_leaves:
+        yield f"{pod.node}: {pod.node_leaves}", f"{pod.node}, under worker {worker}, has {pod.node_leaves}"
 
 
 # ---------------------------------------------------------------- another size

@@ -27,7 +27,8 @@ def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
         restore=(),
         keep=(),
         restored_step=None,
-        from_peers=False,
+        origins=(),
+        origin=None,
         saving_until=None,
         stragglers=(),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import TrainingCluster, training_cluster
-from mend.model import IncidentKind, IncidentRecord, Tier
+from mend.model import IncidentKind, IncidentRecord, Origin, Tier
 
 NAME = "staying"
 TRAINER = ["python", "-m", "mend_trainer.train", "--set", "steps=1000000", "--set", "micro_batch=2"]
@@ -43,7 +43,7 @@ def test_the_others_keep_their_processes(cluster: TrainingCluster, number: int, 
     cluster.injure(NAME, 2, number)
     incident = after(cluster, len(sight.status.incidents))
     assert (incident.kind, incident.culprit_ranks, incident.tier) == (kind, (2,), Tier.REJOIN)
-    assert incident.from_peers
+    assert incident.origin is Origin.RANKS
     assert incident.steps_lost is not None
     assert incident.steps_lost <= 1
     now = cluster.pids(NAME)
@@ -62,7 +62,8 @@ def test_a_checkpoint_after_a_rejoin_is_on_the_line(cluster: TrainingCluster) ->
     cluster.patch(NAME, recovery={"firstTier": "restart-ranks"})
     cluster.injure(NAME, 1, signal.SIGKILL)
     incident = after(cluster, len(sight.status.incidents))
-    assert (incident.tier, incident.from_peers) == (Tier.RESTART_RANKS, False)
+    assert incident.tier is Tier.RESTART_RANKS
+    assert incident.origin is not Origin.RANKS
     status = cluster.status(NAME)
     assert status.restored_step is not None
     assert status.restored_step > 0

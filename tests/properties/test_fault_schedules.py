@@ -27,12 +27,13 @@ from mend.transitions import attempt_heard
 from world import World, a_spec
 
 FIXPOINT_LOOKS = 4
+ONE_WORKERS = ("kill", "stop", "stuck", "oom", "lose node", "kill agent")
 
 
-def play(schedule: list[Fault], world: World | None = None, *, rejoins: bool = False) -> World:
+def play(schedule: list[Fault], world: World | None = None, *, rejoins: bool = False, memory: int = 0) -> World:
     """The world after the schedule, its story noted for whoever has to read a failure."""
     note("\n".join(map(str, schedule)))
-    rehearsal = Rehearsal(world, rejoins=rejoins)
+    rehearsal = Rehearsal(world, rejoins=rejoins, memory=memory)
     try:
         return rehearsal.play(schedule)
     finally:
@@ -51,6 +52,43 @@ def test_every_schedule_ends_and_no_promise_is_broken(schedule: list[Fault], rej
 def test_ranks_that_rejoin_break_no_promise(schedule: list[Fault]) -> None:
     """As above, where ranks keep their processes and all that happens is likely to meet a rejoin under way."""
     assert broken_promises(play(schedule, rejoins=True)) == []
+
+
+@generously
+@given(schedules(EVERYTHING), st.sampled_from([1, 3, 10]), st.booleans())
+def test_snapshots_break_no_promise(schedule: list[Fault], memory: int, rejoins: bool) -> None:
+    """As above, where workers hold snapshots, copies of their buddies', and sometimes spoilt ones or no saver."""
+    assert broken_promises(play(schedule, rejoins=rejoins, memory=memory)) == []
+
+
+@generously
+@given(
+    st.lists(st.tuples(st.sampled_from(ONE_WORKERS), st.integers(0, 5), st.integers(0, 9)), max_size=4),
+    st.booleans(),
+    st.integers(0, 1),
+)
+def test_with_a_snapshot_of_each_step_no_incident_costs_more_than_one(
+    harms: list[tuple[str, int, int]], rejoins: bool, spares: int
+) -> None:
+    """Whichever rank or worker is lost, one after the other and once copies had the time to be made: a step at most."""
+    spec = a_spec(3, 2, spares=spares, recovery={"budgets": {"user": 50}})
+    world = World(spec, nodes=5, steps=200, save_every=100, memory=1, rejoins=rejoins)
+    for what, who, ticks in harms:
+        world.until_training()
+        step = world.gang.step if world.gang is not None else 0
+        world.until_step(step + 3).run(ticks / 10)
+        match what:
+            case "lose node":
+                world.lose_node(world.status.participants[who // 2])
+            case "kill agent":
+                world.kill_agent(world.status.participants[who // 2])
+            case _:
+                world.harm_rank(who, what)
+        world.until(lambda world: world.status.phase is RunPhase.RECOVERING)
+    world.until_training()
+    note("\n".join(world.story))
+    assert [each.steps_lost for each in world.status.incidents if (each.steps_lost or 0) > 1] == []
+    assert len(world.status.incidents) == len(harms)
 
 
 @generously

@@ -52,7 +52,9 @@ def test_pods_are_made_so_many_at_a_time() -> None:
     spec = a_spec(120, 1)
     world = World(spec)
     assert world.controller is not None
-    seen = replace(world.observe(world.controller), store=StoreView(listed=True), has_token=True, has_service=True)
+    seen = replace(
+        world.observe(world.controller), store=StoreView(listed=True), has_token=True, has_tls=True, has_service=True
+    )
     made: list[int] = []
     for _ in range(3):
         said = decide(spec, seen, EPOCH + 1.0)

@@ -106,10 +106,16 @@ def required_names() -> set[str]:
     return {name for each in objects for name in each.get("required", ())}
 
 
+WITH_UNITS = {
+    "checkpoint.memory.interval": "checkpoint.memory.intervalSteps",
+    "checkpoint.memory.peerBandwidth": "checkpoint.memory.peerBytesPerSecond",
+}
+
+
 def value_at(spec: Spec, path: str) -> Any:
-    """The parsed value of a CRD field that has no unit in its name."""
+    """The parsed value of a CRD field; where the code's name tells the unit, see `WITH_UNITS`."""
     here: Any = spec
-    for name in path.split("."):
+    for name in WITH_UNITS.get(path, path).split("."):
         here = getattr(here, re.sub(r"([A-Z])", r"_\1", name).lower())
     return here
 
@@ -180,6 +186,36 @@ URIS = [
 def test_patterns_of_crd_and_parser_agree_on_uris(text: str) -> None:
     """The API server refuses the prefixes that mend would refuse."""
     run = sample() | {"spec": with_value("checkpoint.uri", text)}
+    assert bool(Schema(schema()).problems(run, None)) == bool(refused(run["spec"]))
+
+
+QUANTITIES = [
+    "500Mi",
+    "1G",
+    "1",
+    "1024Ki",
+    "0",
+    "0Mi",
+    "-1",
+    "1.5G",
+    "1m",
+    "500 Mi",
+    "Mi",
+    "9999999999",
+    "999999999Gi",
+    "1Ti",
+]
+STEPS = ["1 step", "10 steps", "0 steps", "10", "10m", "1  step", "-1 steps", "9999999999 steps"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("checkpoint.memory.peerBandwidth", each) for each in QUANTITIES]
+    + [("checkpoint.memory.interval", each) for each in STEPS],
+)
+def test_patterns_of_crd_and_parser_agree_on_the_memory_tier(path: str, text: str) -> None:
+    """The API server refuses the quantities and intervals that mend would refuse."""
+    run = sample() | {"spec": with_value(path, text)}
     assert bool(Schema(schema()).problems(run, None)) == bool(refused(run["spec"]))
 
 

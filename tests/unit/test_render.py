@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from msgspec.structs import replace
+
 from mend import protocol, render
 from mend.model import Observation, RunStatus
 from mend.spec import parse_spec
@@ -31,7 +33,7 @@ TEMPLATE: dict[str, Any] = {
 SPEC = parse_spec(
     {
         "workers": {"replicas": 3, "ranksPerWorker": 8, "template": TEMPLATE},
-        "checkpoint": {"uri": "s3://bucket/clio", "credentialsSecret": "s3-keys"},
+        "checkpoint": {"uri": "s3://bucket/clio", "credentialsSecret": "s3-keys", "signingSecret": "clio-signing"},
         "priorityClassName": "training",
     }
 )
@@ -54,7 +56,8 @@ def a_worker() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_everything_is_owned_by_the_run_and_labelled() -> None:
     """So that it goes when the run goes, and selectors find it."""
-    for made in (render.worker(SPEC, SEEN, 0, 1), render.service(SEEN), render.token_secret(SEEN, "secret")):
+    secrets = render.token_secret(SEEN, "secret"), render.tls_secret(SEEN, "pem")
+    for made in (render.worker(SPEC, SEEN, 0, 1), render.service(SEEN), *secrets):
         assert made["metadata"]["ownerReferences"] == [OWNER]
         assert made["metadata"]["namespace"] == "team"
         labels = made["metadata"]["labels"]
@@ -103,6 +106,24 @@ def test_the_token_comes_from_the_secret_and_stands_nowhere_else() -> None:
     secret = render.token_secret(SEEN, "s3cret")
     assert source["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "token"}
     assert secret["stringData"] == {"token": "s3cret"}
+
+
+def test_the_runs_certificate_and_the_signing_key_come_from_secrets_too() -> None:
+    """By reference, in Secrets apart from the token's: those of an older mend are never written to."""
+    _, trainer = a_worker()
+    sources = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in trainer["env"]}
+    secret = render.tls_secret(SEEN, "key and certificate")
+    assert sources[protocol.ENV_TLS_PEM] == {"name": secret["metadata"]["name"], "key": "tls.pem"}
+    assert secret["stringData"] == {"tls.pem": "key and certificate"}
+    assert secret["metadata"]["name"] != render.token_secret(SEEN, "s3cret")["metadata"]["name"]
+    assert sources[protocol.ENV_SIGNING_KEY] == {"name": "clio-signing", "key": "signing.key"}
+
+
+def test_without_a_signing_secret_nothing_is_signed() -> None:
+    """The variable is absent, not empty."""
+    checkpoint = replace(SPEC.checkpoint, signing_secret=None)
+    pod = render.worker(replace(SPEC, checkpoint=checkpoint), SEEN, 0, 1)
+    assert protocol.ENV_SIGNING_KEY not in {each["name"] for each in pod["spec"]["containers"][1]["env"]}
 
 
 def test_credentials_join_the_users_sources() -> None:

@@ -31,7 +31,7 @@ def a_run(*words: str) -> World:
     rules = [a_rule(word.removeprefix("rule=")) for word in words if word.startswith("rule=")]
     given = {name: int(value) for name, value in (w.split("=") for w in words if not w.startswith("rule="))}
     budgets = {name: given.pop(name) for name in ("user", "hang", "infrastructure", "preemption") if name in given}
-    shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every", "rejoins") if name in given}
+    shape = {name: given.pop(name) for name in ("nodes", "steps", "save_every", "memory", "rejoins") if name in given}
     deadline = given.pop("deadline", None)
     strikes = {"limit": given.pop("limit", 2), "expireAfter": f"{given.pop('expire', 86400)}s"}
     recovery = {
@@ -83,6 +83,9 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "memory is slow under worker": lambda world, worker: world.slow_memory(int(worker)),
     "preempt worker": lambda world, worker: world.preempt(int(worker)),
     "spoil the newest checkpoint": lambda world: world.spoil_newest(),
+    "spoil the newest snapshots": lambda world: world.spoil_snapshots(),
+    "kill saver of worker": lambda world, worker, seconds: world.kill_saver(int(worker), float(seconds)),
+    "node of worker will go": lambda world, worker, taint: world.announce_end_of_node(int(worker), f"taint {taint}"),
     "storage fails": lambda world: setattr(world.bucket, "available", False),
     "storage works": lambda world: setattr(world.bucket, "available", True),
     "suspend": lambda world: world.suspend(),

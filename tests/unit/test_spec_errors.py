@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mend.spec import InvalidSpec, parse_spec
+from mend.spec import InvalidSpec, MemoryTier, parse_spec
 
 GOOD: dict[str, Any] = {
     "workers": {
@@ -143,6 +143,26 @@ BAD = [
     ("spec.checkpoint.interval", "0 steps", 'spec.checkpoint.interval: got "0 steps"; expected a duration such as'),
     ("spec.checkpoint.interval", "9" * 5000 + " steps", "spec.checkpoint.interval: got "),
     ("spec.checkpoint.keepLast", 1, "spec.checkpoint.keepLast: got 1; expected a whole number of at least 2"),
+    ("spec.checkpoint.memory", "yes", 'spec.checkpoint.memory: got "yes"; expected an object'),
+    (
+        "spec.checkpoint.memory.interval",
+        "10s",
+        "spec.checkpoint.memory.interval: got \"10s\"; expected a number of steps such as '10 steps': by time, ranks "
+        "would not all take theirs at the same one",
+    ),
+    ("spec.checkpoint.memory.peers", "all", 'spec.checkpoint.memory.peers: got "all"; expected true or false'),
+    (
+        "spec.checkpoint.memory.peerBandwidth",
+        "1.5G",
+        "spec.checkpoint.memory.peerBandwidth: got \"1.5G\"; expected a quantity of bytes above zero such as '500Mi'",
+    ),
+    ("spec.checkpoint.memory.peerBandwidth", "999999999Ti", "peerBandwidth: got"),
+    ("spec.checkpoint.memory.peerBandwidth", "0", 'peerBandwidth: got "0"; expected a quantity of bytes above zero'),
+    ("spec.checkpoint.memory.peerBandwidth", 500, "peerBandwidth: got 500; expected a quantity of bytes above zero"),
+    ("spec.checkpoint.memory.slots", 2, "spec.checkpoint.memory.slots: unknown field; known are interval, peer"),
+    ("spec.checkpoint.verify", "deep", 'spec.checkpoint.verify: got "deep"; expected true or false'),
+    ("spec.checkpoint.signingSecret", "A_B", 'signingSecret: got "A_B"; expected the name of a Secret'),
+    ("spec.checkpoint.requestsPerSecond", 0, "requestsPerSecond: got 0; expected a whole number of at least 1"),
     ("spec.checkpoint.keepEvery", 0, "spec.checkpoint.keepEvery: got 0; expected a whole number of at least 1"),
     ("spec.health.heartbeatInterval", "0s", 'heartbeatInterval: got "0s"; expected a duration above zero such as'),
     ("spec.health.heartbeatInterval", "٣s", 'heartbeatInterval: got "٣s"; expected a duration above zero such as'),
@@ -189,6 +209,8 @@ def test_the_same_spec_gives_the_same_facts() -> None:
     assert spec.checkpoint.interval_seconds == 600
     assert spec.workers.min_replicas == spec.workers.replicas == spec.world_size == 4
     assert parse_spec(changed("spec.checkpoint.interval", "500 steps")).checkpoint.interval_steps == 500
+    memory = parse_spec(changed("spec.checkpoint.memory", {"interval": "1 step", "peerBandwidth": "500Mi"}))
+    assert memory.checkpoint.memory == MemoryTier(interval_steps=1, peers=True, peer_bytes_per_second=500 << 20)
     assert parse_spec(changed("spec.health.lostAfter", "1h2m3s4ms")).health.lost_after_seconds == 3723.004
 
 

@@ -1,0 +1,78 @@
+"""Simulated snapshots: what lies in the shared memory of a pod for as long as its agent lives, ranks or no ranks."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mend.model import StoredCheckpoint
+from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held
+
+SLOTS = 2
+COPY_SECONDS = 0.2  # until the buddy has it
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's share of the state at one step."""
+
+    save_id: str
+    rank: int
+    state: StoredCheckpoint  # what it is a part of
+    at: float
+
+
+def a_state(
+    save_id: str, uid: str, attempt: int, step: int, size: int, lineage: tuple[Ancestor, ...]
+) -> StoredCheckpoint:
+    """What all snapshots of a save make up."""
+    ref = CheckpointRef(uri=f"{MEMORY_SCHEME}{save_id}", step=step, attempt=attempt)
+    return StoredCheckpoint(ref=ref, run_uid=uid, lineage=lineage, world_size=size, tokens=100 * (step + 1))
+
+
+def _slots() -> defaultdict[int, deque[Snapshot]]:
+    return defaultdict(lambda: deque(maxlen=SLOTS))
+
+
+@dataclass
+class Arena:
+    """The last two snapshots of each place of a worker, and of each place of the worker whose buddy it is."""
+
+    places: defaultdict[int, deque[Snapshot]] = field(default_factory=_slots)
+    copies: defaultdict[int, deque[Snapshot]] = field(default_factory=_slots)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """All that lie here."""
+        for slots in (*self.places.values(), *self.copies.values()):
+            yield from slots
+
+    def find(self, save_id: str, rank: int) -> Snapshot | None:
+        """This rank's part of a save, if it is still here."""
+        return next((each for each in self.snapshots() if (each.save_id, each.rank) == (save_id, rank)), None)
+
+    def copy_to(self, buddy: Arena, now: float) -> None:
+        """The newest snapshots that had the time to get there."""
+        for place, slots in self.places.items():
+            due = [each for each in slots if each.at + COPY_SECONDS <= now]
+            if due and due[-1] not in buddy.copies[place]:
+                buddy.copies[place].append(due[-1])
+
+    def held(self) -> tuple[Held, ...]:
+        """As a heartbeat tells it."""
+        found: dict[StoredCheckpoint, set[int]] = {}
+        for each in self.snapshots():
+            found.setdefault(each.state, set()).add(each.rank)
+        return tuple(
+            Held(
+                save_id=state.ref.save_in_memory,
+                run_uid=state.run_uid,
+                attempt=state.ref.attempt,
+                step=state.ref.step,
+                tokens=state.tokens,
+                world_size=state.world_size,
+                ranks=tuple(sorted(ranks)),
+                lineage=state.lineage,
+            )
+            for state, ranks in found.items()
+        )

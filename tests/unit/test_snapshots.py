@@ -1,0 +1,211 @@
+"""What the controller makes of the snapshots that agents tell of: waits for word, memory limits, what it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from mend.decide import decide
+from mend.heard import is_news
+from mend.model import AgentView, EmitEvent, MemoryStatus, Observation, PodPhase, RunStatus, WorkerPod
+from mend.noted import noted
+from mend.protocol import AgentState, Heartbeat, Held, MemoryReport, Phase, RankReport
+from mend.snapshots import buddy_urls, in_bytes, memories, wait_for_word, with_memory
+from mend.spec import Spec
+from world import EPOCH, World, a_spec
+
+UID = "run-uid"
+BEGUN = EPOCH + 100.0
+GIB = 1 << 30
+
+
+def held(step: int, *ranks: int, size: int = 2) -> Held:
+    """Snapshots of these ranks at this step of attempt 1."""
+    return Held(save_id=f"s{step}", run_uid=UID, attempt=1, step=step, tokens=0, world_size=size, ranks=ranks)
+
+
+def an_agent(worker: int, *what: Held, silent: float = 0.0, step: int = 20, **more: Any) -> AgentView:
+    """One that is there, whose rank has completed `step`, and that holds this."""
+    rank = RankReport(rank=worker, pid=1, phase=Phase.STEP, step=step, steps_done=step)
+    beat = Heartbeat(
+        attempt=1,
+        worker=worker,
+        agent_id=f"agent-{worker}",
+        state=AgentState.RUNNING,
+        sequence=1,
+        ranks=(rank,),
+        store_port=1,
+        saver_port=9000 + worker,
+        held=what,
+    )
+    view = AgentView(worker=worker, pod_uid=f"pod-{worker}", connected=True, silent_seconds=silent)
+    return replace(view, heartbeat=replace(beat, **more))
+
+
+def seen(*agents: AgentView, **status: Any) -> Observation:
+    """A run of attempt 2, begun at `BEGUN` after attempt 1, with a pod for each agent."""
+    pods = tuple(
+        WorkerPod(
+            index=each.worker,
+            name=f"clio-{each.worker}",
+            uid=each.pod_uid,
+            phase=PodPhase.RUNNING,
+            ip=f"10.0.0.{each.worker}",
+            node=f"node-{each.worker}",
+        )
+        for each in agents
+    )
+    known = RunStatus(attempt=2, follows=1, attempt_started_at=BEGUN)
+    return Observation(
+        name="clio",
+        namespace="team",
+        uid=UID,
+        generation=1,
+        created_at=EPOCH,
+        status=replace(known, **status),
+        pods=pods,
+        agents=agents,
+    )
+
+
+SPEC = a_spec(2, 1)
+
+
+def waits(observation: Observation, after: float, spec: Spec = SPEC) -> bool:
+    """Whether a launch on workers 0 and 1 waits, so long after the attempt began."""
+    return wait_for_word(spec, observation, (0, 1), BEGUN + after) > 0
+
+
+def test_who_all_say_the_same_are_not_waited_for() -> None:
+    """Nor is who says nothing at all: there may be no snapshots."""
+    assert not waits(seen(an_agent(0, held(20, 0)), an_agent(1, held(20, 1), silent=0.2)), 0.1)
+    assert not waits(seen(an_agent(0), an_agent(1, silent=0.2, step=3)), 0.1)
+
+
+def test_words_that_are_older_than_the_attempt_and_do_not_fit_are_heard_anew_for_a_second() -> None:
+    """One worker tells of step 20, the other of 17: it may hold 20 by now, and no longer what it said."""
+    both = seen(an_agent(0, held(19, 0), held(20, 0)), an_agent(1, held(16, 1), held(17, 1), silent=0.25, step=17))
+    assert waits(both, 0.1)
+    assert not waits(both, 0.3)  # worker 1 was heard after the attempt began
+    assert waits(seen(both.agents[0], replace(both.agents[1], silent_seconds=0.85)), 0.8)
+    assert not waits(seen(both.agents[0], replace(both.agents[1], silent_seconds=0.85)), 1.0)
+
+
+def test_ranks_that_rejoin_wait_for_no_word() -> None:
+    """They have a newer state than any snapshot."""
+    behind = seen(an_agent(0, held(20, 0)), an_agent(1, held(17, 1), silent=0.25, step=17), keep=(0,))
+    assert not waits(behind, 0.1)
+
+
+def test_a_saver_that_is_down_is_waited_for_if_older_state_would_have_to_do() -> None:
+    """For five seconds; not if what it has would bring nothing."""
+    down = seen(an_agent(0, held(20, 0, 1), saver_port=0), an_agent(1, step=-1))
+    assert waits(down, 4.9)
+    assert not waits(down, 5.0)
+    assert not waits(seen(an_agent(0, held(20, 0), saver_port=0), an_agent(1, step=-1)), 1.5)
+
+
+def test_only_workers_that_can_be_asked_count() -> None:
+    """Not one that goes, is silent, or has no pod; one whose saver is down has its snapshots for itself."""
+    going = an_agent(1, held(20, 1), terminating=True)
+    silent = an_agent(1, held(20, 1), silent=60.0)
+    for other in (going, silent):
+        assert [each.worker for each in memories(SPEC, seen(an_agent(0, held(20, 0)), other))] == [0]
+    (own,) = memories(SPEC, seen(an_agent(0, held(20, 0), saver_port=0)))
+    assert (own.url, own.held) == ("", (held(20, 0),))
+
+
+def test_buddies_are_named_by_their_savers_and_only_if_asked_for() -> None:
+    """Who has no saver yet can be told of later."""
+    both = seen(an_agent(0), an_agent(1, saver_port=0), participants=(0, 1))
+    assert buddy_urls(SPEC, both) == {1: "https://10.0.0.0:9000"}
+    alone = replace(SPEC.checkpoint, memory=replace(SPEC.checkpoint.memory, peers=False))
+    assert buddy_urls(replace(SPEC, checkpoint=alone), both) == {}
+
+
+def test_an_agent_that_copies_to_no_buddy_or_another_is_told_again_and_one_that_cannot_be_is_not() -> None:
+    """A launch that is repeated changes the buddy only for agents that say which one they have."""
+    world = World(a_spec(2, 2), memory=5).until_step(3)
+    assert world.controller is not None
+    agents = [pod.agent for pod in world.pods if pod.agent is not None]
+    first = agents[0].buddy
+    assert first == f"https://10.0.0.1:{agents[1].saver_port}"
+    world.kill_saver(1, 1.0)
+    world.run(9.0)
+    assert agents[0].buddy == f"https://10.0.0.1:{agents[1].saver_port}" != first
+    again = [action for _, said in world.decisions for action in said.actions if type(action).__name__ == "SendLaunch"]
+    assert len(again) == 3  # two to begin with, one for the new buddy
+
+
+# ---------------------------------------------------------------- in view
+def test_the_status_tells_what_lies_in_memory_and_since_when() -> None:
+    """The newest that is whole on the line of the attempt, on how many workers, copied or not."""
+    agents = (
+        an_agent(0, held(20, 0), held(19, 0), held(19, 1), memory=MemoryReport(needed_bytes=4 * GIB)),
+        an_agent(1, held(19, 1), held(19, 0), memory=MemoryReport(needed_bytes=5 * GIB, limit_bytes=64 * GIB)),
+    )
+    now = seen(*agents, attempt=1, follows=None, participants=(0, 1))
+    status = with_memory(SPEC, now.status, now, BEGUN)
+    expected = MemoryStatus(
+        step=19, attempt=1, seen_at=BEGUN, workers=2, copied=True, needed_bytes=5 * GIB, limit_bytes=64 * GIB
+    )
+    assert status.memory == expected
+    assert with_memory(SPEC, status, now, BEGUN + 5).memory == expected
+    one = replace(now, agents=agents[:1])
+    assert with_memory(SPEC, status, one, BEGUN).memory == MemoryStatus(
+        step=19, attempt=1, seen_at=BEGUN, workers=1, needed_bytes=4 * GIB
+    )
+    assert with_memory(SPEC, status, replace(now, agents=()), BEGUN).memory is None
+
+
+def a_spec_with_limit(limit: object) -> Spec:
+    """Whose trainer has this memory limit."""
+    spec = a_spec(2, 1)
+    template = {"spec": {"containers": [{"name": "trainer", "resources": {"limits": {"memory": limit}}}]}}
+    return replace(spec, workers=replace(spec.workers, template=template))
+
+
+def test_pods_that_are_too_small_are_told_of_once_with_a_remedy() -> None:
+    """By the limit that the agent has found, or else that of the template; a condition, and an event."""
+    report = MemoryReport(needed_bytes=12 * GIB)
+    told = seen(an_agent(0, memory=report), an_agent(1, memory=report), attempt=1, follows=None, participants=(0, 1))
+    for limit in ("8Gi", "8192Mi", 8 * GIB):
+        (condition,) = [
+            each for each in noted(a_spec_with_limit(limit), told, BEGUN).conditions if each.type == "MemoryFits"
+        ]
+        assert (condition.status, condition.reason) == ("False", "LimitTooSmall")
+        assert "need 12 GiB in each worker" in condition.message
+        assert "limit is 8 GiB: raise resources.limits.memory of container trainer" in condition.message
+    for limit in ("16Gi", "", None, "8e9", ["8Gi"]):
+        conditions = noted(a_spec_with_limit(limit), told, BEGUN).conditions
+        assert "MemoryFits" not in {each.type for each in conditions}
+    small = a_spec_with_limit("8Gi")
+    first = decide(small, told, BEGUN)
+    events = [each.reason for each in first.actions if isinstance(each, EmitEvent)]
+    assert events.count("LimitTooSmall") == 1
+    again = decide(small, replace(told, status=first.status), BEGUN + 1)
+    assert [each.reason for each in again.actions if isinstance(each, EmitEvent)].count("LimitTooSmall") == 0
+    own = MemoryReport(needed_bytes=12 * GIB, limit_bytes=64 * GIB)
+    enough = replace(told, agents=(an_agent(0, memory=own), an_agent(1, memory=own)), status=first.status)
+    assert "MemoryFits" not in {each.type for each in noted(small, enough, BEGUN).conditions}
+
+
+def test_a_new_snapshot_is_no_news_and_a_saver_that_moves_is() -> None:
+    """The controller is not woken at every step."""
+    agent = an_agent(0, held(20, 0)).heartbeat
+    assert agent is not None
+    assert not is_news(agent, replace(agent, held=(held(21, 0),), sequence=2))
+    assert is_news(agent, replace(agent, saver_port=1))
+    assert is_news(agent, replace(agent, memory=MemoryReport(needed_bytes=1)))
+
+
+def test_sizes_are_told_in_the_unit_that_fits() -> None:
+    """As Kubernetes counts them."""
+    assert [in_bytes(size) for size in (0, 1023, 1536, 5 << 20, 3 * GIB // 2)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1.5 KiB",
+        "5 MiB",
+        "1.5 GiB",
+    ]
