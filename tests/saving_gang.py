@@ -31,10 +31,12 @@ from mend.protocol import (
     Ancestor,
     CheckpointPlan,
     CheckpointRef,
+    Heartbeat,
+    Holder,
     Launch,
     RankReport,
 )
-from mend.restore import candidates, expendable
+from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
 from mend.spec import Checkpointing
 from mend.store import Store, open_store
 from mortal_server import MortalServer
@@ -68,6 +70,8 @@ class SavingGang:
         self.attempt = 0
         self.agents: dict[int, AgentProcess] = {}
         self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
+        self.memory_interval_steps: int | None = None
+        self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
         self._seen: set[str] = set()  # folders that were committed when last looked at
         self.restored_from = ""  # the uri that the present attempt took up
@@ -111,6 +115,12 @@ class SavingGang:
     def savers_of(self, rank: int) -> list[int]:
         """Processes that save for this rank's worker."""
         return named(self.agents[self.worker_of(rank)], SAVER)
+
+    def arena_of(self, rank: int) -> str:
+        """The shared memory of this rank's place."""
+        name = f"memfd:mend-place-{rank % self.ranks_per_worker}"
+        files = Path(f"/proc/{self.agents[self.worker_of(rank)].pid}/fd").iterdir()
+        return next(str(file) for file in files if name in str(file.readlink()))
 
     def history(self) -> History:
         """Everything that was noted so far."""
@@ -187,18 +197,29 @@ class SavingGang:
         least = floor(history, await asyncio.to_thread(self.commits), attempt, self.damaged)
         if least is not None:
             history.floors[attempt] = least
-        refs = await asyncio.to_thread(self._candidates, history, attempt)
+        checkpoints = await asyncio.to_thread(self._checkpoints)
+        memories = self._memories() if in_memory else []
+        able = planned(UID, self._status(history, attempt), checkpoints, memories, range(self.workers), self._spoilt)
         self.attempt = attempt
         self._pool.fence(RUN, attempt)
         master = self.views()[0].heartbeat
         assert master is not None
-        orders = (self._launch_on(view, master.store_port, refs) for view in self.views())
+        saves = [save for save in saves_in_memory(memories) if save.state in {each.state for each in able}]
+        urls = {memory.worker: memory.url for memory in memories}
+        refs = tuple(each.state.ref for each in able)
+        orders = (
+            self._launch_on(view, master.store_port, refs, holders(view.worker, saves, urls)) for view in self.views()
+        )
         await asyncio.gather(*orders)
 
-    def _candidates(self, history: History, attempt: int) -> tuple[CheckpointRef, ...]:
-        checkpoints = self._checkpoints()
-        status = self._status(history, attempt)
-        return tuple(each.ref for each in candidates(UID, status, checkpoints))
+    def _memories(self) -> list[WorkerMemory]:
+        """What lies in the memory of workers, as their agents tell."""
+        beats = [(view.worker, view.heartbeat) for view in self.views() if view.connected and view.heartbeat]
+        self._spoilt |= {uri for _, beat in beats for uri in beat.quarantined}
+        return [WorkerMemory(worker, beat.held, self._saver_url(worker, beat)) for worker, beat in beats]
+
+    def _saver_url(self, worker: int, beat: Heartbeat) -> str:
+        return f"https://{self.agents[worker].host}:{beat.saver_port}" if beat.saver_port else ""
 
     def _checkpoints(self) -> tuple[StoredCheckpoint, ...]:
         view = self._catalog.view(self._owner)
@@ -217,7 +238,9 @@ class SavingGang:
             self._lineages[number] = lineage
         return RunStatus(attempt=base or 0, lineage=lineage)
 
-    async def _launch_on(self, view: AgentView, store_port: int, refs: tuple[CheckpointRef, ...]) -> None:
+    async def _launch_on(
+        self, view: AgentView, store_port: int, refs: tuple[CheckpointRef, ...], where: tuple[Holder, ...]
+    ) -> None:
         launch = Launch(
             attempt=self.attempt,
             world_size=self.world_size,
@@ -230,11 +253,22 @@ class SavingGang:
             run_uid=UID,
             restore=refs,
             checkpoint=CheckpointPlan(
-                uri=self._uri, endpoint=self.proxy.server.endpoint, interval_steps=SAVE_EVERY_STEPS
+                uri=self._uri,
+                endpoint=self.proxy.server.endpoint,
+                interval_steps=SAVE_EVERY_STEPS,
+                memory_interval_steps=self.memory_interval_steps,
             ),
+            holders=where,
+            buddy=self._buddy_of(view.worker),
         )
         with contextlib.suppress(AgentError):  # it was killed meanwhile: the next launch will tell
             await self._pool.send(RUN, view.worker, view.pod_uid, launch)
+
+    def _buddy_of(self, worker: int) -> str:
+        """Where the snapshots of this worker are copied: the next one's saver."""
+        buddy = (worker + 1) % self.workers
+        beat = next((view.heartbeat for view in self.views() if view.worker == buddy), None)
+        return self._saver_url(buddy, beat) if beat is not None and buddy != worker else ""
 
     async def restored(self) -> list[str]:
         """Wait until every rank has taken up a state; the promises that this has broken."""

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from lying_proxy import flipped
 from mend.protocol import MANIFEST_NAME, Message
+from mend_trainer.checkpoint.arena import Arena
 from mortal_server import a_mortal_server
 from reached import Commit
 from s3 import S3Server
@@ -53,7 +54,6 @@ async def inject(gang: SavingGang, plan: Plan) -> Result:
         gang.excuse(_folder(path) for path in gang.proxy.spoilt)
         gang.note_broken(await gang.back(in_memory=plan.in_memory))
     except NotPossible as why:
-        gang.proxy.heal()
         return Result(plan=plan, skipped=str(why))
     except (Ended, NotBack) as why:
         return Result(plan=plan, broken=(f"does not resume: {why}",), seconds=_since(began), is_lost=True)
@@ -334,7 +334,26 @@ async def _old_manifest(gang: SavingGang, plan: Plan) -> None:
 
 
 async def _flip_memory(gang: SavingGang, plan: Plan) -> None:
-    raise NotPossible("no snapshots in shared memory")
+    """A bit of the newest snapshot, once its digests are taken; then its rank dies, and memory is offered."""
+    for rank in range(gang.world_size):
+        gang.kill(gang.pid_of(rank), signal.SIGSTOP)
+    try:
+        await asyncio.to_thread(_flip_newest, gang.arena_of(plan.victim), plan.place)
+    finally:
+        for rank in range(gang.world_size):
+            gang.kill(gang.pid_of(rank))
+
+
+def _flip_newest(path: str, place: float) -> None:
+    deadline, arena = time.monotonic() + LATEST_SECONDS, Arena.attach(path)
+    while time.monotonic() < deadline:
+        newest = arena.snapshots()[-1:]
+        if newest and newest[0].digests is not None:
+            data = newest[0].data
+            data[int(place * len(data))] ^= 4
+            return
+        time.sleep(0.02)
+    raise NotPossible("no snapshot in shared memory whose digests are taken")
 
 
 DO: Final[Mapping[str, Callable[[SavingGang, Plan], Awaitable[None]]]] = {
