@@ -127,6 +127,10 @@ class SavingGang:
         self._history.add(self._notebook.news())
         return self._history
 
+    def forget(self) -> None:
+        """Read all notes anew."""
+        self._notebook, self._history = Notebook(self.notes_folder), History()
+
     def stored_keys(self) -> list[str]:
         """Every key under the prefix, asked for behind mend's back."""
         pages = self._direct.client().get_paginator("list_objects_v2")  # type: ignore[attr-defined]

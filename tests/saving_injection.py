@@ -17,7 +17,7 @@ from mend_trainer.checkpoint.arena import Arena
 from mortal_server import a_mortal_server
 from reached import Commit
 from s3 import S3Server
-from saving_faults import KINDS, Ground, Plan, When
+from saving_faults import KINDS, Ground, Plan
 from saving_gang import Ended, NotBack, SavingGang, a_saving_gang
 
 LATEST_SECONDS: Final = 3.0  # by then a moment that waits for a request has come anyway
@@ -359,4 +359,3 @@ def _flip_newest(path: str, place: float) -> None:
 DO: Final[Mapping[str, Callable[[SavingGang, Plan], Awaitable[None]]]] = {
     name: globals()[f"_{name.replace('-', '_')}"] for name in KINDS
 }
-assert all(KINDS[name].when in When for name in DO)
