@@ -117,10 +117,13 @@ class DcpAsync(_Folder):
     """`dcp.async_save` as its documentation has it."""
 
     kind = AsyncCheckpointerType.THREAD
+    group: torch.distributed.ProcessGroup | None = None  # of its own, where the training has collectives meanwhile
 
     def save(self, step: int, state: State) -> None:
         """Begin."""
-        self._future = dcp.async_save(state, checkpoint_id=self.place(step), async_checkpointer_type=self.kind)
+        self._future = dcp.async_save(
+            state, checkpoint_id=self.place(step), async_checkpointer_type=self.kind, process_group=self.group
+        )
 
     def finish(self) -> None:
         """Wait for the thread or process."""

@@ -52,7 +52,7 @@ class History:
         self.floors = dict(floors or {})
         self._restored: dict[int, dict[int, Note]] = {}
         self._reached: dict[tuple[int, int, str], list[State]] = {}
-        self._stepped: set[int] = set()
+        self._stepped: dict[int, dict[int, int]] = {}  # by attempt, each rank's last step
         self.add(notes)
 
     def add(self, notes: Iterable[Note]) -> None:
@@ -63,7 +63,7 @@ class History:
             else:
                 state = State(note.step, note.attempt)
                 self._reached.setdefault((note.rank, note.step, note.digest), []).append(state)
-                self._stepped.add(note.attempt)
+                self._stepped.setdefault(note.attempt, {})[note.rank] = note.step
 
     @property
     def attempts(self) -> list[int]:
@@ -87,6 +87,10 @@ class History:
     def base(self, attempt: int) -> int | None:
         """The attempt that `attempt` carries on: the last before it that made a step."""
         return max((each for each in self._stepped if each < attempt), default=None)
+
+    def last_step(self, attempt: int) -> int:
+        """The last that every rank of the attempt has completed."""
+        return min(self._stepped.get(attempt, {}).values(), default=FRESH)
 
     def line(self, attempt: int | None) -> dict[int, int]:
         """The attempts that `attempt` stands on, itself included, each with the last step that counts."""

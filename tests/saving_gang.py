@@ -70,6 +70,7 @@ class SavingGang:
         self.attempt = 0
         self.agents: dict[int, AgentProcess] = {}
         self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
+        self.save_every_steps = SAVE_EVERY_STEPS
         self.memory_interval_steps: int | None = None
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
@@ -259,7 +260,7 @@ class SavingGang:
             checkpoint=CheckpointPlan(
                 uri=self._uri,
                 endpoint=self.proxy.server.endpoint,
-                interval_steps=SAVE_EVERY_STEPS,
+                interval_steps=self.save_every_steps,
                 memory_interval_steps=self.memory_interval_steps,
             ),
             holders=where,
