@@ -43,11 +43,7 @@ RANKS = 2
 ASYNCHRONOUS = ("mend", "dcp.async_save, thread", "dcp.async_save, process", "NVRx async")
 COPIES = 6  # of the state, that one process with all ways holds
 LIMIT_SECONDS = 3600.0
-OTHERS = (  # figures that have benchmarks of their own: module, what it measures
-    ("store_throughput", "save and load against a local S3 server"),
-    ("newest_verified", "10,000 checkpoints in a prefix: find the newest verified"),
-    ("peer_copies", "copies of snapshots with peers"),
-)
+OTHERS = (("peer_copies", "copies of snapshots with peers"),)  # measured by modules of their own
 Lines = dict[str, list[Any]]
 
 

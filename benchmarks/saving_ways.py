@@ -191,4 +191,4 @@ def opened(names: list[str], folder: Path, state: State) -> Iterator[tuple[str, 
 def clear(folder: Path) -> None:
     """Take away what was stored there, as far as it can be told from what is being written."""
     for path in folder.iterdir() if folder.exists() else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
