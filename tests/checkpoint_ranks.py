@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report
 from mend.store import Data, Store, open_store
 from mend_trainer.checkpoint import Checkpointer
+from mend_trainer.checkpoint.arena import Arena, Header, Origin
+from mend_trainer.checkpoint.layout import blocks_of, local_tensors
 from saver_thread import with_store
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -167,28 +169,49 @@ def save_twice_with_a_fault(rank: int, uri: str, spoil: str, sign: str) -> dict[
     again = None
     if spoil == "raise":
         spoilt._spoil = ""
+        state["model"]["w"].add_(1)
         assert keeper.save(3, 3, state, {})
         again = keeper.wait(60)
     return {"committed": in_time, "again": again, "step": keeper.committed_step, "reports": reports}
 
 
-def save_and_leave(rank: int, uri: str, sign: str) -> bool:
-    """Begin a save in which rank 1 never finishes, and return at once: the process must be able to end."""
-    keeper = a_checkpointer(uri, 1, [], SpoiltStore(open_store(uri), "hang" if rank == 1 else "", Path(sign)))  # type: ignore[arg-type]
-    started = keeper.save(1, 1, {"w": torch.arange(64.0), "ranks": {str(rank): {"r": torch.tensor(rank)}}}, {})
-    keeper.close(0.1)
-    return started
+def copy_until_killed(rank: int, path: str) -> None:
+    """Take snapshot after snapshot of a state whose numbers are all the step's."""
+    arena = Arena.attach(path)
+    state = {"model": {"w": torch.zeros(4 << 20, dtype=torch.int64)}}
+    blocks = tuple(blocks_of(state))
+    step = 0
+    while True:
+        state["model"]["w"].fill_(step)
+        draft = arena.begin(blocks)
+        assert draft is not None
+        draft.fill(local_tensors(state))
+        origin = Origin(
+            run="r", run_uid="u", attempt=1, lineage=(), config_digest="", step=step, tokens=step, values={}
+        )
+        header = Header(save_id=f"{step:016x}", origin=origin, rank=0, world_size=1, blocks=blocks, uri="")
+        draft.publish(header, owed=False)
+        step += 1
+
+
+def save_and_wait_to_be_killed(rank: int, uri: str, sign: str) -> None:
+    """Save with a saver of one's own, tell when the call has returned, and do nothing more."""
+    keeper = Checkpointer(CheckpointPlan(uri=uri), run="team/clio", run_uid="uid-1", attempt=1, report=lambda _: None)
+    state = {"model": {"w": torch.arange(64.0), "v": torch.ones(3, 5)}, "ranks": {str(rank): {"r": torch.tensor(rank)}}}
+    assert keeper.save(1, 1, state, {})
+    Path(f"{sign}-{rank}").touch()
+    threading.Event().wait()
 
 
 def save_while_busy(rank: int, uri: str, sign: str, go_on: str) -> list[bool]:
-    """Save while rank 1 alone is still busy with the save before."""
+    """Save while rank 1 alone is still busy with the two saves before."""
     store = open_store(uri)
     keeper = a_checkpointer(uri, 1, [], SlowStore(store, Path(sign), Path(go_on)) if rank == 1 else store)  # type: ignore[arg-type]
     state = {"w": torch.arange(64.0), "ranks": {str(rank): {"r": torch.tensor(rank)}}}
-    outcomes = [keeper.save(1, 1, state, {}), keeper.save(2, 2, state, {})]
+    outcomes = [keeper.save(step, step, state, {}) for step in (1, 2, 3)]
     if rank == 0:
         Path(go_on).touch()
-    outcomes += [keeper.wait(60), keeper.save(3, 3, state, {}), keeper.wait(60)]
+    outcomes += [keeper.wait(60), keeper.save(4, 4, state, {}), keeper.wait(60)]
     return outcomes
 
 

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from mend.store import Credentials
 
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 KEY_ID = "mend-tests"
 SECRET = "a-secret-of-the-tests"
 
@@ -124,13 +126,17 @@ class Fault:
     matches: Callable[[str, str], bool]
     times: int
     status: int = 503
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    unless_signed_for: str = ""  # requests whose signature is for this region are let through
     release: threading.Event = field(default_factory=threading.Event)
 
 
 class FaultyProxy:
     """Hands requests on to a server, but for those that a fault is laid on."""
 
-    def __init__(self, target: S3Server) -> None:
+    def __init__(self, target: S3Server, tls: ssl.SSLContext | None = None) -> None:
+        """With `tls` it is reached by https only."""
         self.requests: list[tuple[str, str]] = []
         self._target = urlsplit(target.endpoint)
         self._faults: list[Fault] = []
@@ -152,7 +158,10 @@ class FaultyProxy:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        self.server = S3Server(endpoint=f"http://127.0.0.1:{self._http.server_address[1]}", bucket=target.bucket)
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+        endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self._http.server_address[1]}"
+        self.server = S3Server(endpoint=endpoint, bucket=target.bucket)
 
     def __enter__(self) -> FaultyProxy:
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
@@ -163,9 +172,25 @@ class FaultyProxy:
         self._http.shutdown()
         self._http.server_close()
 
-    def answer_with(self, status: int, times: int, method: str = "", part: str = "") -> None:
+    def answer_with(
+        self,
+        status: int,
+        times: int,
+        method: str = "",
+        part: str = "",
+        *,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        unless_signed_for: str = "",
+    ) -> None:
         """Answer so instead of asking the server."""
-        self._lay(Fault("status", _matcher(method, part), times, status=status))
+        fault = Fault("status", _matcher(method, part), times, status=status, body=body, headers=headers or {})
+        fault.unless_signed_for = unless_signed_for
+        self._lay(fault)
+
+    def refuse(self, method: str, part: str, status: int = 403, body: bytes = b"") -> None:
+        """Answer every such request as S3 answers whoever lacks the right, until healed."""
+        self.answer_with(status, 1 << 30, method, part, body=body or DENIED)
 
     def stall(self, times: int, method: str = "", part: str = "") -> threading.Event:
         """Answer nothing until the event is set, then hang up."""
@@ -195,12 +220,14 @@ class FaultyProxy:
             handler.end_headers()
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         self.requests.append((handler.command, handler.path))
-        fault = self._take(handler.command, handler.path)
+        fault = self._take(handler.command, handler.path, handler.headers.get("Authorization", ""))
         kind = fault.kind if fault else ""
         if fault and kind == "status":
             handler.send_response(fault.status)
-            handler.send_header("Content-Length", "0")
+            for name, value in ({"Content-Length": str(len(fault.body))} | fault.headers).items():
+                handler.send_header(name, value)
             handler.end_headers()
+            handler.wfile.write(fault.body)
             return
         handler.close_connection = True
         if fault and kind == "stall":
@@ -244,10 +271,11 @@ class FaultyProxy:
         with self._lock:
             self._faults.append(fault)
 
-    def _take(self, method: str, path: str) -> Fault | None:
+    def _take(self, method: str, path: str, authorization: str) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.times > 0 and fault.matches(method, path):
+                let_through = fault.unless_signed_for and f"/{fault.unless_signed_for}/s3/" in authorization
+                if fault.times > 0 and fault.matches(method, path) and not let_through:
                     fault.times -= 1
                     return fault
         return None

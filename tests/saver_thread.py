@@ -1,15 +1,19 @@
-"""A saver in a thread of the test's own process, for stores that a test has spoilt."""
+"""Savers in a thread of the test's own process: for stores that a test has spoilt, or ranks without an agent."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-from mend.protocol import Staged
+from mend.protocol import CheckpointRef, Committed, Staged
 from mend.store import Store
+from mend_trainer.arenas import Arenas
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.checkpoint.links import SaverLink
 from mend_trainer.checkpoint.saver import Saver
+from mend_trainer.savers import Came, Said
+
+_LOOK_SECONDS = 0.01
 
 
 class ThreadedSaver:
@@ -37,6 +41,33 @@ class ThreadedSaver:
             self._news.wait()
             self._news.clear()
             self._saver.look()
+
+
+class WorkersSaver:
+    """The arenas and the saver of a worker whose ranks a test starts itself."""
+
+    def __init__(self, places: int) -> None:
+        self.said: list[Said] = []
+        self.arenas = Arenas(places)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+
+    def committed(self) -> list[CheckpointRef]:
+        """The checkpoints that rank 0 took part in, oldest first."""
+        came = [said.outcome for said in self.said if isinstance(said, Came)]
+        return [outcome.checkpoint for outcome in came if isinstance(outcome, Committed)]
+
+    def close(self) -> None:
+        """No more looks; the arenas stay as long as anybody has them open."""
+        self._over.set()
+        self._thread.join()
+        self.arenas.close()
+
+    def _live(self) -> None:
+        saver = Saver([Arena.attach(path) for path in self.arenas.own], self.said.append)
+        while not self._over.wait(_LOOK_SECONDS):
+            saver.look()
 
 
 def with_store(store: Store) -> Callable[[Arena], SaverLink]:

@@ -23,7 +23,6 @@ from mend.protocol import (
     MANIFEST_NAME,
     CheckpointPlan,
     CheckpointRef,
-    Committed,
     Launch,
     Measured,
     Report,
@@ -32,6 +31,7 @@ from mend.protocol import (
 )
 from mend.store import open_store
 from mend_trainer.progress import PageReader, PageSnapshot, create_page
+from saver_thread import WorkersSaver
 
 _PROGRAM = Path(__file__).parent / "programs" / "trainer_zygote.py"
 _SOURCES = [str(Path(__file__).parents[1] / folder) for folder in ("operator", "trainer")]
@@ -128,8 +128,9 @@ class TrainerRank:
 class TrainerGang:
     """All ranks of one attempt."""
 
-    def __init__(self, ranks: list[TrainerRank]) -> None:
+    def __init__(self, ranks: list[TrainerRank], saver: WorkersSaver | None = None) -> None:
         self.ranks = ranks
+        self.saver = saver
 
     def succeed(self) -> TrainerGang:
         """Wait until all have ended well."""
@@ -154,7 +155,7 @@ class TrainerGang:
 
     def commits(self) -> list[CheckpointRef]:
         """What rank 0 committed, oldest first."""
-        return [each.checkpoint for each in self.ranks[0].reports() if isinstance(each, Committed)]
+        return self.saver.committed() if self.saver is not None else []
 
     def kill(self) -> None:
         """SIGKILL to the last rank, then to the rest, as an agent would."""
@@ -199,14 +200,16 @@ def a_gang(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     gang: list[TrainerRank] = []
+    saver = WorkersSaver(world)
     try:
         for rank in range(world):
-            own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank), **saver.arenas.environment(rank)}
             gang.append(TrainerRank(zygote, argv, own, folder / f"attempt-{attempt}-rank-{rank}"))
-        yield TrainerGang(gang)
+        yield TrainerGang(gang, saver)
     finally:
         for each in gang:
             each.close()
+        saver.close()
 
 
 def manifest_of(plan: CheckpointPlan, ref: CheckpointRef) -> Manifest:

@@ -45,6 +45,7 @@ from mend.model import (
     StoreView,
     Strike,
     StrikeNode,
+    SweepLeftovers,
     WorkerPod,
 )
 from mend.protocol import (
@@ -157,6 +158,7 @@ class World:
         self.skew = 0.0  # of the controller's clock
         self.spec = spec
         self.steps, self.save_every, self.rejoins = steps, save_every, rejoins
+        self.save_now, self.sweeps = "", 0
         self.memory = memory  # steps between snapshots; 0: none are taken
         self.generation = 1
         self.raw_status = "{}"
@@ -699,6 +701,7 @@ class World:
             has_token=self.has_token,
             has_tls=self.has_tls,
             deleting=self.deleted,
+            save_now=self.save_now,
         )
 
     def _visible_pods(self) -> tuple[WorkerPod, ...]:
@@ -808,6 +811,8 @@ class World:
                 self.kept[key] = dossier.encode(dossier.compose(seen, record))
             case PruneCheckpoints(uris=uris):
                 self._prune(uris)
+            case SweepLeftovers():
+                self.sweeps += 1
             case DeleteRun():
                 self.deleted = True
             case EmitEvent():

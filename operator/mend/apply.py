@@ -39,10 +39,10 @@ from mend.model import (
     SendSaveNow,
     SendStop,
     StrikeNode,
+    SweepLeftovers,
 )
 from mend.observe import belongs_to
 from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
-from mend.selfsigned import self_signed
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 
@@ -64,6 +64,7 @@ class Applier:
         fence: Fence,
         book: StrikeBook,
         prune: Callable[[RunKey, tuple[str, ...]], None],
+        sweep: Callable[[RunKey, int], None],
         keep: Callable[[RunKey, str, bytes], None],
         wake: Callable[[RunKey], None],
     ) -> None:
@@ -73,6 +74,7 @@ class Applier:
         self._fence = fence
         self._book = book
         self._prune = prune
+        self._sweep = sweep
         self._keep = keep
         self._wake = wake
         self._sending: dict[tuple[str, bytes], asyncio.Task[None]] = {}  # by pod and order
@@ -114,6 +116,8 @@ class Applier:
             case CreateToken():
                 await self._create(SECRETS, seen, render.token_secret(seen, secrets.token_urlsafe(TOKEN_BYTES)))
             case CreateTls():
+                from mend.selfsigned import self_signed  # its library is large, and wanted once in a run's life
+
                 await self._create(SECRETS, seen, render.tls_secret(seen, self_signed(f"mend run {seen.uid}")))
             case CreateService():
                 await self._create(SERVICES, seen, render.service(seen))
@@ -126,6 +130,8 @@ class Applier:
                 self._recorder.record(regarding(seen), action.type, action.reason, action.message)
             case PruneCheckpoints(uris=uris):
                 self._prune((seen.namespace, seen.name), uris)
+            case SweepLeftovers(attempt=attempt):
+                self._sweep((seen.namespace, seen.name), attempt)
             case KeepEvidence(key=key, record=record):
                 self._keep((seen.namespace, seen.name), key, dossier.encode(dossier.compose(seen, record)))
             case StrikeNode(strike=strike):
@@ -186,7 +192,7 @@ def regarding(seen: Observation) -> Regarding:
 
 def _waits(action: AnyAction) -> bool:
     """Whether doing it waits for the API server."""
-    return not isinstance(action, EmitEvent | Sending | PruneCheckpoints | KeepEvidence)
+    return not isinstance(action, EmitEvent | Sending | PruneCheckpoints | SweepLeftovers | KeepEvidence)
 
 
 def _order(action: Sending) -> Order:

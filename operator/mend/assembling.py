@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from mend import machines, tiers
 from mend.conditions import with_condition, without_condition
 from mend.goodput import account
+from mend.interval import launched
 from mend.model import (
     AgentView,
     AnyAction,
@@ -210,6 +211,7 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
         keep=seen.status.keep if _are_where_they_were(spec, seen, participants) else (),
         places=() if own else seated,
         follows=None,
+        interval=launched(spec.checkpoint, seen.status),
         lineage=lineage_after(able[0].state) if able else (),
         restore=tuple(each.state.ref for each in able),
         origins=tuple(each.origin for each in able),
@@ -235,6 +237,12 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
         reason=f"launching attempt {status.attempt}",
         wake_after=RESEND_SECONDS,
     )
+
+
+def _automatic(spec: Spec, status: RunStatus) -> float:
+    """What an automatic interval had come to, for ranks to keep by themselves: the controller may be away."""
+    told = status.interval.launched_seconds if status.interval else None
+    return told if told is not None else spec.checkpoint.first_interval_seconds
 
 
 def _ready_workers(spec: Spec, seen: Observation, now: float) -> tuple[int, ...]:
@@ -294,7 +302,7 @@ def launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
             run=f"{seen.namespace}/{seen.name}",
             run_uid=seen.uid,
             restore=status.restore,
-            checkpoint=spec.checkpoint.plan(),
+            checkpoint=spec.checkpoint.plan(_automatic(spec, seen.status)),
             holders=find(worker),
             buddy=urls.get(worker, ""),
             keep=status.keep,

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import ClassVar, Final
 
 import msgspec
 
-from mend.manifest import NewerManifest, UnreadableManifest, decode_manifest
-from mend.model import StoredCheckpoint, StoreView
-from mend.protocol import INCIDENTS_FOLDER, MANIFEST_NAME, OWNER_KEY, QUARANTINE_NAME, CheckpointRef, Message
-from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError
+from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
+from mend.model import StoredCheckpoint, StoredSave, StoreView
+from mend.protocol import (
+    ANNOUNCEMENTS_FOLDER,
+    INCIDENTS_FOLDER,
+    MANIFEST_NAME,
+    OWNER_KEY,
+    PINNED_NAME,
+    QUARANTINE_NAME,
+    VERIFIED_NAME,
+    CheckpointRef,
+    Message,
+    announced_folder,
+    announcement_key,
+)
+from mend.restore import LEFTOVER_SECONDS, swept
+from mend.store import AlreadyExists, Entry, NotFound, Store, StoreError, Unfinished
+from mend.store.parallel import each
+
+Enough = Callable[[Sequence[StoredCheckpoint]], bool]
 
 KEPT_DOSSIERS: Final = 100
+_PAGE: Final = 1000  # keys that a store lists at once
+_LOOKED_AT: Final = 16  # saves looked into at once, at the most
+_BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need not show: the ranks' objects
+# In place of a manifest; told from one by its length, which no manifest has.
+SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
+# What a prefix may hold before it is claimed: a run that no controller looked after may have saved there.
+_MENDS: Final = re.compile(rf"step-\d{{12}}/|{ANNOUNCEMENTS_FOLDER}/|{INCIDENTS_FOLDER}/|{OWNER_KEY}$|\.|lost\+found/")
 _SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
 
 
@@ -34,6 +58,13 @@ class PrefixOwned(StoreError):
     remedy: ClassVar[str] = "give each run a prefix of its own in spec.checkpoint.uri"
 
 
+class PrefixInUse(StoreError):
+    """The prefix belongs to no run and holds something that is not mend's."""
+
+    reason: ClassVar[str] = "PrefixInUse"
+    remedy: ClassVar[str] = "name an empty prefix in spec.checkpoint.uri"
+
+
 class PruneRefused(StoreError):
     """Deleting this would lose the newest committed checkpoint, or something that is no checkpoint."""
 
@@ -47,19 +78,44 @@ class NewerCheckpoint(StoreError):
     remedy: ClassVar[str] = "upgrade mend's controller to the version of the trainer's image"
 
 
-class Catalog:
-    """A run's prefix. Synchronous: the controller asks from a thread. Manifests are read once and remembered."""
+class NotSigned(StoreError):
+    """There are checkpoints, none of them signed by this run: to pass over them all would be to start from nothing."""
 
-    def __init__(self, store: Store, caution: str = "") -> None:
+    reason: ClassVar[str] = "NotSigned"
+    remedy: ClassVar[str] = (
+        "if they are this run's: `mend checkpoint sign`, or a spec without signingSecret; if the key was changed, put "
+        "the old one back"
+    )
+
+
+class Catalog:
+    """A run's prefix. Synchronous: the controller asks from a thread. Manifests are read once and remembered.
+
+    With a `key`, only checkpoints whose manifests are signed with it count; the others are passed over.
+    """
+
+    def __init__(self, store: Store, caution: str = "", key: bytes | None = None) -> None:
         self._store = store
         self._caution = caution  # shown in every view
+        self._key = key
+        self._doubted: dict[str, str] = {}  # by uri: why
         self._known: dict[tuple[str, str], StoredCheckpoint] = {}
 
-    def view(self, owner: Owner) -> StoreView:
-        """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view."""
+    def view(self, owner: Owner, enough: Enough | None = None) -> StoreView:
+        """Claim the prefix for its owner and list it; what goes wrong with the store is told in the view.
+
+        With `enough` the view may be partial: it ends where that says so, beginning with the newest.
+        """
         try:
             self.claim(owner)
-            return StoreView(listed=True, checkpoints=self.checkpoints(), caution=self._caution)
+            found, partial = self.newest(enough) if enough else (self.checkpoints(), False)
+            return StoreView(
+                listed=True,
+                checkpoints=found,
+                partial=partial,
+                caution=self._caution,
+                passed_over=self.passed_over,
+            )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
 
@@ -70,6 +126,7 @@ class Catalog:
         """
         found = self._owner()
         if found is None:
+            self._refuse_what_is_not_mends()
             with contextlib.suppress(AlreadyExists):  # whose it is shows below
                 self._store.put_if_absent(OWNER_KEY, msgspec.json.encode(owner))
             found = self._owner()
@@ -82,8 +139,29 @@ class Catalog:
             remedy = f"{PrefixOwned.remedy}; if that run is gone for good, delete {OWNER_KEY} there"
             raise PrefixOwned(self._store.uri, f"it is owned by {by}", remedy=remedy)
 
+    def newest(self, enough: Enough) -> tuple[tuple[StoredCheckpoint, ...], bool]:
+        """Committed checkpoints by step, the newest of them until `enough` says so; and whether there may be more.
+
+        However many there are, that takes a page of announcements, a page of what may lie beyond them (saved by a
+        trainer that announced nothing), and a short listing of each save looked into. Where `enough` is never said,
+        or nothing is announced, everything is listed.
+        """
+        announced = self._announced()
+        first = list(islice(announced, _PAGE))
+        folders = _once(self._beyond(first), first, announced) if first else iter(())
+        found: list[StoredCheckpoint] = []
+        at_once = 1
+        while batch := list(islice(folders, at_once)):
+            looked = each(self._look_into, batch, _LOOKED_AT // 2)
+            found += [checkpoint for checkpoint in looked if checkpoint is not None]
+            if enough(found):
+                return _in_order(found), True
+            at_once = min(2 * at_once, _LOOKED_AT)
+        return self.checkpoints(), False
+
     def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
-        """All committed checkpoints by step; one request for the folders and one per step."""
+        """All committed checkpoints by step; one request for a thousand folders and one per step."""
+        self._doubted = {}
         found: list[StoredCheckpoint] = []
         read: dict[tuple[str, str], StoredCheckpoint] = {}
         for folder in self._store.list("step-", delimiter="/"):
@@ -92,10 +170,11 @@ class Catalog:
                 known = self._read(save, manifest) if manifest else None
                 if manifest and known:
                     read[manifest.key, manifest.etag] = known
-                    marked = known.quarantined or QUARANTINE_NAME in entries
-                    found.append(msgspec.structs.replace(known, quarantined=marked))
+                    found.append(_marked(known, entries))
         self._known = read
-        return tuple(sorted(found, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
+        if self._doubted and all(each.quarantined for each in found):
+            raise NotSigned(self._store.uri, self.passed_over)
+        return _in_order(found)
 
     def prune(self, uris: Sequence[str]) -> None:
         """Delete these checkpoints and nothing else: the manifest first, so that a half-deleted one does not count.
@@ -103,14 +182,51 @@ class Catalog:
         Raises `PruneRefused`, before anything is deleted, if the newest sound checkpoint is among them.
         """
         folders = [self._folder(uri) for uri in uris]
-        sound = [each for each in self.checkpoints() if not each.quarantined]
-        newest = max(sound, key=lambda each: (each.ref.step, each.ref.attempt), default=None)
-        if newest is not None and newest.ref.uri in uris:
-            raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
+        sound = [each for each in self.newest(_shows_a_sound_one)[0] if not each.quarantined]
+        for newest in sound[-1:]:
+            if newest.ref.uri in uris:
+                raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
         for folder in folders:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
             self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
+            self._store.delete([announcement_key(folder)])  # last: what is not announced would not be found again
+
+    def sweep(self, attempt: int) -> tuple[str, ...]:
+        """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
+
+        A save that nobody committed is fenced first, by a manifest that is none: then its saver, should it still be
+        alive after all, finds that it came too late, as it would if another saver had won.
+        """
+        saves = self.saves()
+        for upload in forgotten(attempt, saves, self._store.unfinished("step-")):
+            self._store.abandon(upload)
+        gone: list[str] = []
+        for save in swept(attempt, saves):
+            folder = self._folder(save.uri)
+            if not save.committed:
+                try:
+                    self._store.put_if_absent(f"{folder}/{MANIFEST_NAME}", SWEPT)
+                except AlreadyExists:
+                    continue  # it was committed after all
+            keys = [entry.key for entry in self._store.list(f"{folder}/")]
+            self._store.delete([key for key in keys if not key.endswith((f"/{MANIFEST_NAME}", f"/{QUARANTINE_NAME}"))])
+            self._store.delete([f"{folder}/{QUARANTINE_NAME}", f"{folder}/{MANIFEST_NAME}"])
+            self._store.delete([announcement_key(folder)])
+            gone.append(save.uri)
+        return tuple(gone)
+
+    def saves(self) -> tuple[StoredSave, ...]:
+        """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""
+        saves = _by_save(self._store.list("step-"))
+        return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
+
+    @property
+    def passed_over(self) -> str:
+        """Which checkpoints the key does not vouch for, in words; "" if there are none."""
+        count = len(self._doubted)
+        first = next(iter(self._doubted.items()), None)
+        return f"{count} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
 
     def keep_dossier(self, key: str, raw: bytes) -> None:
         """Write an incident's dossier, unless it is there, and delete all but the newest `KEPT_DOSSIERS`."""
@@ -121,6 +237,12 @@ class Catalog:
         found = [each for each in self._store.list(f"{INCIDENTS_FOLDER}/") if _DOSSIER.fullmatch(each.key)]
         found.sort(key=lambda each: (each.modified_unix_seconds, each.key))
         self._store.delete([each.key for each in found[:-KEPT_DOSSIERS]])
+
+    def _refuse_what_is_not_mends(self) -> None:
+        """A prefix that nobody has claimed and that holds other things is more likely a slip than meant."""
+        for entry in islice(self._store.list("", delimiter="/"), _PAGE):
+            if not _MENDS.match(entry.key):
+                raise PrefixInUse(self._store.uri, f"holds {entry.key!r}, which mend has not written")
 
     def _owner(self) -> Owner | None:
         try:
@@ -133,13 +255,37 @@ class Catalog:
             where = f"{self._store.uri}/{OWNER_KEY}"
             raise PrefixOwned(where, f"is not mend's: {error}; the prefix holds something else") from error
 
+    def _announced(self) -> Iterator[str]:
+        """The folders of announced saves, newest first, page by page. What they announce may be gone, or a lie."""
+        return filter(None, (announced_folder(entry.key) for entry in self._store.list(f"{ANNOUNCEMENTS_FOLDER}/")))
+
+    def _beyond(self, announced: Iterable[str]) -> Iterator[str]:
+        """Saves of steps beyond all of these, the highest first."""
+        last = max(folder.partition("/")[0] for folder in announced)
+        steps = islice(self._store.list("step-", delimiter="/", after=f"{last}/~"), _PAGE)
+        for step in sorted((step.key for step in steps if step.key > f"{last}/"), reverse=True):
+            yield from sorted(_by_save(self._store.list(step)), reverse=True)
+
+    def _look_into(self, save: str) -> StoredCheckpoint | None:
+        """The checkpoint in a folder; None if it is not committed, or passed over."""
+        entries = _by_save(self._store.list(f"{save}/", after=f"{save}/{_BEFORE_MANIFEST}")).get(save, {})
+        manifest = entries.get(MANIFEST_NAME)
+        known = self._read(save, manifest) if manifest else None
+        if manifest is None or known is None:
+            return None
+        self._known[manifest.key, manifest.etag] = known
+        return _marked(known, entries)
+
     def _read(self, save: str, entry: Entry) -> StoredCheckpoint | None:
         """The checkpoint of a manifest; a damaged one counts as quarantined, one that was just deleted as none."""
         if known := self._known.get((entry.key, entry.etag)):
             return known
         try:
-            return _described(self._store.uri, save, self._store.get(entry.key, 0, entry.bytes))
+            return _described(self._store.uri, save, self._store.get(entry.key, 0, entry.bytes), self._key)
         except NotFound:
+            return None
+        except Untrusted as error:
+            self._doubted[f"{self._store.uri}/{save}"] = str(error)
             return None
 
     def _folder(self, uri: str) -> str:
@@ -147,6 +293,42 @@ class Catalog:
         if not _SAVE.fullmatch(f"{folder}/{MANIFEST_NAME}"):
             raise PruneRefused(uri, f"is no checkpoint under {self._store.uri}")
         return folder
+
+
+def forgotten(attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Unfinished]) -> list[Unfinished]:
+    """Of what is unfinished, what nobody will end: long begun, in a save that is committed or of an earlier attempt.
+
+    As in `restore.swept` its age is told by how much newer the newest object is. What does not look like an object of
+    a save of mend's is somebody else's.
+    """
+    newest = max((save.modified_at for save in saves), default=0.0)
+    committed = {save.uri[save.uri.rindex("/step-") + 1 :] for save in saves if save.committed}
+    named = [(each, _SAVE.fullmatch(each.key)) for each in unfinished]
+    return [
+        each
+        for each, save in named
+        if save is not None
+        and newest - each.begun_unix_seconds >= LEFTOVER_SECONDS
+        and (int(save[3]) < attempt or save[1] in committed)
+    ]
+
+
+def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:
+    return any(not each.quarantined for each in found)
+
+
+def _in_order(checkpoints: Iterable[StoredCheckpoint]) -> tuple[StoredCheckpoint, ...]:
+    return tuple(sorted(checkpoints, key=lambda each: (each.ref.step, each.ref.attempt, each.ref.uri)))
+
+
+def _once(*parts: Iterable[str]) -> Iterator[str]:
+    """All of them in their order, none twice."""
+    seen: set[str] = set()
+    for part in parts:
+        for folder in part:
+            if folder not in seen:
+                seen.add(folder)
+                yield folder
 
 
 def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
@@ -157,12 +339,38 @@ def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
     return saves
 
 
-def _described(uri: str, save: str, raw: bytes) -> StoredCheckpoint:
+def _save(uri: str, entries: dict[str, Entry]) -> StoredSave:
+    named = _SAVE.fullmatch(f"{uri[uri.rindex('/step-') + 1 :]}/{MANIFEST_NAME}")
+    assert named is not None
+    quarantined = entries.get(QUARANTINE_NAME)
+    return StoredSave(
+        uri=uri,
+        attempt=int(named[3]),
+        modified_at=max(entry.modified_unix_seconds for entry in entries.values()),
+        committed=MANIFEST_NAME in entries and entries[MANIFEST_NAME].bytes != len(SWEPT),
+        quarantined_at=quarantined.modified_unix_seconds if quarantined else None,
+        pinned=PINNED_NAME in entries,
+    )
+
+
+def _marked(known: StoredCheckpoint, entries: dict[str, Entry]) -> StoredCheckpoint:
+    """The checkpoint with the marks that lie beside its manifest."""
+    return msgspec.structs.replace(
+        known,
+        quarantined=known.quarantined or QUARANTINE_NAME in entries,
+        verified=VERIFIED_NAME in entries,
+        pinned=PINNED_NAME in entries,
+    )
+
+
+def _described(uri: str, save: str, raw: bytes, key: bytes | None) -> StoredCheckpoint:
     named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
     assert named is not None
     ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named[2]), attempt=int(named[3]))
     try:
-        manifest = decode_manifest(raw)
+        manifest = decode_manifest(raw, key)
+    except Untrusted:
+        raise
     except NewerManifest as error:
         raise NewerCheckpoint(ref.uri, str(error)) from error
     except UnreadableManifest:
@@ -174,5 +382,6 @@ def _described(uri: str, save: str, raw: bytes) -> StoredCheckpoint:
         world_size=manifest.world_size,
         tokens=manifest.tokens,
         committed_at=manifest.created_unix_seconds,
-        quarantined=(manifest.step, manifest.attempt) != (ref.step, ref.attempt),
+        bytes=sum(each.bytes for each in manifest.objects),
+        quarantined=bool(misplacement(manifest, save)),
     )

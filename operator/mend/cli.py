@@ -20,6 +20,7 @@ from typing import Any
 
 from mend.apply import TRAINING_RUNS
 from mend.chart import draw_run
+from mend.checkpoints_cli import add_life
 from mend.controller import Controller, SteadyClock
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.dossier import Dossier, UnreadableDossier, decode
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_chart(commands)
     _add_replay(commands)
+    _add_checkpoint(commands)
     _add_controller(commands)
     commands.add_parser("local", help="a laptop-sized Kubernetes to try mend on")  # see `main`
     _add_demo(commands)
@@ -388,6 +390,11 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _names(actions: tuple[Any, ...]) -> str:
     return ", ".join(type(action).__name__ for action in actions) or "no action"
+
+
+def _add_checkpoint(commands: Any) -> None:
+    sub = commands.add_parser("checkpoint", help="what can be done with checkpoints")
+    add_life(sub.add_subparsers(metavar="COMMAND", required=True))
 
 
 # ---------------------------------------------------------------- trying

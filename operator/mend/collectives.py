@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from msgspec.structs import replace
-
 from mend.model import Verdict
-from mend.protocol import SAVE_GROUP, GroupProgress, RankEvidence
+from mend.protocol import GroupProgress, RankEvidence
 from mend.stacks import seen_at
 
 POINT_TO_POINT = (":send", ":recv")
 HABIT_PERIODS = 3  # a sequence of collectives foretells the next one once it has come round so often
-
-
-def without_saving(rank: RankEvidence) -> RankEvidence:
-    """Saves go on behind the training and wait for the store: who is awaited there is not to blame for a hang."""
-    return replace(rank, groups=tuple(group for group in rank.groups if SAVE_GROUP not in group.name))
 
 
 def by_waiting(evidence: Sequence[RankEvidence]) -> Verdict | None:

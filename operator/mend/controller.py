@@ -132,6 +132,7 @@ class Controller:
             fence,
             self._book,
             prefixes.prune,
+            prefixes.sweep,
             prefixes.keep,
             self._queue.add,
         )
@@ -297,6 +298,7 @@ class Controller:
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
             paces=pool.paces(key),
+            evaluations=pool.evaluations(key),
             has_service=known.has_service,
             has_token=known.token is not None,
             has_tls=known.has_tls,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mend.collectives import by_mismatch, by_waiting, is_waiting, named, without_saving
+from mend.collectives import by_mismatch, by_waiting, is_waiting, named
 from mend.lostpeers import WORDS, is_of_a_lost_peer
 from mend.model import Verdict
 from mend.protocol import STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankExit, RankReport
@@ -124,7 +124,6 @@ def of_hang(evidence: Sequence[RankEvidence], world_size: int, ranks_per_worker:
     if verdict := _by_process_state(evidence, ranks_per_worker):
         return verdict
     held = held_together(evidence, ranks_per_worker)
-    evidence = [without_saving(rank) for rank in evidence]
     if len(evidence) < world_size:
         return Verdict(reasons=(f"only {len(evidence)} of {world_size} ranks could be asked, and these cannot say",))
     for witness in (by_waiting, by_mismatch, _by_recorder, _by_phase, _by_stack):

@@ -132,6 +132,28 @@ def _tokens_per_second(facts: RunFacts) -> Samples:
     return _one(status.tokens / (status.step + 1) / times[-1])
 
 
+def _snapshot_age(facts: RunFacts) -> Samples:
+    memory = facts.status.memory
+    return _one(None if memory is None or memory.seen_at is None else max(facts.at - memory.seen_at, 0) + facts.elapsed)
+
+
+def _memory(field: str) -> Callable[[RunFacts], Samples]:
+    """A figure of the memory tier; what is 0 is not known."""
+    return lambda facts: _one((facts.status.memory and getattr(facts.status.memory, field)) or None)
+
+
+def _to_the_store(field: str) -> Callable[[RunFacts], Samples]:
+    """What each worker has sent there in this attempt."""
+
+    def read(facts: RunFacts) -> Samples:
+        for agent in facts.seen.agents:
+            beat = agent.heartbeat
+            if beat is not None and beat.save is not None and beat.attempt == facts.status.attempt:
+                yield (str(agent.worker),), float(getattr(beat.save, field))
+
+    return read
+
+
 def _save(field: str) -> Callable[[RunFacts], Samples]:
     return lambda facts: _one(None if (save := facts.saves()) is None else float(getattr(save, field)))
 
@@ -179,10 +201,46 @@ RUN_GAUGES: Final = (
         lambda f: _one(f.status.checkpoint.step if f.status.checkpoint else None),
     ),
     RunGauge("mend_checkpoint_age_seconds", "Age of the newest committed checkpoint.", _checkpoint_age),
+    RunGauge(
+        "mend_checkpoint_interval_seconds",
+        "How often the run saves, where that is left to mend.",
+        lambda f: _one(f.status.interval.seconds if f.status.interval else None),
+    ),
+    RunGauge(
+        "mend_checkpoint_verified_step",
+        "Step of the newest checkpoint that was read back or restored from.",
+        lambda f: _one(max((each.ref.step for each in f.seen.store.checkpoints if each.verified), default=None)),
+    ),
     RunGauge("mend_checkpoint_stall_seconds", "How long the last save stopped the loop.", _save("stall_seconds")),
     RunGauge("mend_checkpoint_commit_seconds", "From the copy to the manifest, last save.", _save("commit_seconds")),
     RunGauge("mend_checkpoint_size_bytes", "Size of the last save.", _save("bytes")),
     RunGauge("mend_checkpoint_save_failures", "Saves that failed since the last that worked.", _save("failures")),
+    RunGauge("mend_checkpoint_skipped_saves", "Saves that were due while others were being written.", _save("skipped")),
+    RunGauge(
+        "mend_checkpoint_stored_bytes",
+        "Sent to the store by a worker in this attempt.",
+        _to_the_store("stored_bytes"),
+        ("worker",),
+    ),
+    RunGauge(
+        "mend_checkpoint_requests",
+        "Requests to the store by a worker in this attempt.",
+        _to_the_store("requests"),
+        ("worker",),
+    ),
+    RunGauge(
+        "mend_snapshot_step",
+        "Step of the newest save that lies whole in the memory of workers.",
+        lambda f: _one(f.status.memory.step if f.status.memory and f.status.memory.step >= 0 else None),
+    ),
+    RunGauge("mend_snapshot_age_seconds", "Since that save was first seen to be whole.", _snapshot_age),
+    RunGauge(
+        "mend_snapshot_copied",
+        "1 if it, or one before it, would survive the loss of a worker, 0 if not.",
+        lambda f: _one(f.status.memory.copied if f.status.memory else None),
+    ),
+    RunGauge("mend_memory_needed_bytes", "What snapshots and copies need in each worker.", _memory("needed_bytes")),
+    RunGauge("mend_memory_limit_bytes", "The memory limit of the run's pods.", _memory("limit_bytes")),
     RunGauge(
         "mend_rank_progress_age_seconds",
         "Since the rank's last mark of any kind; grows while an agent is silent.",

@@ -193,7 +193,7 @@ class MemoryStatus(Fact, frozen=True, kw_only=True):
     attempt: int = 0
     seen_at: float | None = None  # when it was first seen to be whole
     workers: int = 0  # that hold some of it
-    copied: bool = False  # each of its snapshots lies on two workers
+    copied: bool | None = None  # it, or one before it, lies on two workers each; None: no worker has a buddy
     needed_bytes: int = 0  # of each worker, for its own snapshots and the copies that it keeps; 0: not known yet
     limit_bytes: int = 0  # of the pod; 0: none
 
@@ -241,6 +241,56 @@ class Straggler(Fact, frozen=True, kw_only=True):
     began_at: float
 
 
+class WishState(StrEnum):
+    """What has become of a wish for a save."""
+
+    OPEN = "open"
+    ANSWERED = "answered"  # a checkpoint of its step, or of a later one, is committed
+    GIVEN_UP = "given-up"  # the order was given again and again, and none was
+
+
+class SaveWish(Fact, frozen=True, kw_only=True):
+    """A save that was asked for, by a person or since the interval that mend chose is over."""
+
+    id: str  # the value of the annotation that asked last; "" if none ever did
+    step: int  # that the gang had completed then
+    asked_at: float
+    by_interval: bool = False
+    state: WishState = WishState.OPEN
+    attempt: int = 0  # in which the order was given last; 0: not yet
+    told_at: float = 0.0
+    times: int = 0
+
+
+class IntervalInForce(Fact, frozen=True, kw_only=True):
+    """How often the run saves, where that is left to mend, and what it was worked out from."""
+
+    seconds: float
+    launched_seconds: float | None = None  # what the ranks of this attempt were told to keep by themselves
+    cost_seconds: float | None = None  # how long a save stops the loop; None: none was measured yet
+    commit_seconds: float | None = None  # from the copy to the manifest
+    failures: int = 0
+    active_seconds: float = 0.0
+
+
+class Evaluation(Fact, frozen=True, kw_only=True):
+    """What an evaluation at a step has measured."""
+
+    name: str
+    attempt: int
+    step: int
+    value: float
+
+
+class Score(Fact, frozen=True, kw_only=True):
+    """What the checkpoint of this step and attempt is worth by evaluation."""
+
+    name: str  # of the metric
+    step: int
+    attempt: int
+    value: float
+
+
 class RunStatus(Fact, frozen=True, kw_only=True):
     """Everything that the controller remembers of a run; a new leader continues from it."""
 
@@ -268,6 +318,11 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     reported_at: float = 0.0  # when step, loss and ledger were last written
     accounted_at: float | None = None  # up to when the ledger is
     checkpoint: CheckpointStatus | None = None
+    wish: SaveWish | None = None  # the last one
+    interval: IntervalInForce | None = None  # None unless spec.checkpoint.interval is auto
+    evaluations: tuple[Evaluation, ...] = ()  # the newest, of the metric by which the best checkpoints are kept
+    scores: tuple[Score, ...] = ()  # of the best checkpoints
+    swept_at: float | None = None  # when leftovers were last looked for
     memory: MemoryStatus | None = None  # as of `reported_at`
     notices: tuple[str, ...] = ()  # that a worker will go, for which a save was asked for
     incidents: tuple[IncidentRecord, ...] = ()  # the newest MAX_INCIDENTS, oldest first
@@ -347,8 +402,21 @@ class StoredCheckpoint(Fact, frozen=True, kw_only=True):
     world_size: int = 0
     tokens: int = 0
     committed_at: float = 0.0
+    bytes: int = 0
     quarantined: bool = False
     verified: bool = False
+    pinned: bool = False  # retention leaves it alone
+
+
+class StoredSave(Fact, frozen=True, kw_only=True):
+    """A save's folder, committed or not, as a listing shows it; times are the store's own."""
+
+    uri: str
+    attempt: int
+    modified_at: float  # of its newest object
+    committed: bool = False
+    quarantined_at: float | None = None
+    pinned: bool = False
 
 
 class StoreView(Fact, frozen=True, kw_only=True):
@@ -362,9 +430,11 @@ class StoreView(Fact, frozen=True, kw_only=True):
     listed_for: int = -1
     listed_beside: tuple[str, ...] = ()
     checkpoints: tuple[StoredCheckpoint, ...] = ()
+    partial: bool = False  # there may be older ones: they are still being listed
     problem: str = ""  # shown as a condition; "" when all is well
     problem_reason: str = "Ready"  # CamelCase: Unreachable, Forbidden, NoSuchBucket, PrefixOwned, BadCredentials
     caution: str = ""  # what the store does not do, although one can train on it
+    passed_over: str = ""  # checkpoints that the signing key does not vouch for; "" if there are none, or no key
     evidence_problem: str = ""  # why the last dossier could not be kept; "" when it was
 
 
@@ -413,6 +483,8 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
+    evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
+    save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False
     has_token: bool = False
     has_tls: bool = False  # the Secret with the run's key and certificate
@@ -564,6 +636,12 @@ class PruneCheckpoints(Action, frozen=True, kw_only=True, tag="prune-checkpoints
     uris: tuple[str, ...]
 
 
+class SweepLeftovers(Action, frozen=True, kw_only=True, tag="sweep-leftovers"):
+    """Delete what attempts before this one have left uncommitted for long, and what was quarantined long ago."""
+
+    attempt: int
+
+
 class KeepEvidence(Action, frozen=True, kw_only=True, tag="keep-evidence"):
     """Write the dossier of this incident, composed from what it was judged on, beside the checkpoints."""
 
@@ -600,6 +678,7 @@ AnyAction = (
     | SendStop
     | EmitEvent
     | PruneCheckpoints
+    | SweepLeftovers
     | KeepEvidence
     | StrikeNode
     | LiftStrikes

@@ -23,7 +23,7 @@ def noted(spec: Spec, seen: Observation, now: float) -> RunStatus:
     """The status with what is news about the spec, the clock and the checkpoints."""
     status = _with_spec(spec, seen, now)
     status = _by_this_clock(replace(status, observed_generation=seen.generation), now)
-    status = _with_evidence(status, seen, now)
+    status = _with_passed_over(_with_evidence(status, seen, now), seen, now)
     status = replace(status, strikes=_as_in_book(seen, kept(status.strikes, now, MAX_STRIKES)))
     beats = _beats(seen)
     status = with_memory_limit(spec, status, beats, now)
@@ -69,6 +69,13 @@ def _with_evidence(status: RunStatus, seen: Observation, now: float) -> RunStatu
     if seen.store.evidence_problem:
         return with_condition(status, "EvidenceKept", False, "WriteFailed", seen.store.evidence_problem, now)
     return without_condition(status, "EvidenceKept")
+
+
+def _with_passed_over(status: RunStatus, seen: Observation, now: float) -> RunStatus:
+    """Checkpoints that the signing key does not vouch for are not restored; somebody should know why they are there."""
+    if seen.store.passed_over:
+        return with_condition(status, "CheckpointsSigned", False, "NotSigned", seen.store.passed_over, now)
+    return without_condition(status, "CheckpointsSigned")
 
 
 def _as_in_book(seen: Observation, mine: tuple[Strike, ...]) -> tuple[Strike, ...]:

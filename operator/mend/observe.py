@@ -12,10 +12,18 @@ from mend import nodehealth
 from mend.agents import Target
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.model import Observation, PodPhase, WorkerPod
-from mend.protocol import AGENT_PORT, ANNOTATION_AVOIDS, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
+from mend.protocol import (
+    AGENT_PORT,
+    ANNOTATION_AVOIDS,
+    ANNOTATION_SAVE_NOW,
+    LABEL_ATTEMPT,
+    LABEL_WORKER,
+    TRAINER_CONTAINER,
+)
 
 JsonObject = Mapping[str, Any]
 LOG_LINES = 20
+SAVE_NOW_LIMIT = 64  # of the annotation, which is kept in the status
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,7 @@ def bare_observation(run: JsonObject, now: float) -> Observation:
         created_at=_seconds(meta.get("creationTimestamp"), now),
         status=from_resource(run.get("status")),
         deleting=bool(meta.get("deletionTimestamp")),
+        save_now=str((meta.get("annotations") or {}).get(ANNOTATION_SAVE_NOW) or "")[:SAVE_NOW_LIMIT],
     )
 
 

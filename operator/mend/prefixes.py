@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +19,11 @@ from mend.agents import RunKey
 from mend.catalog import Catalog, Owner
 from mend.kube.client import SECRETS, KubeClient
 from mend.kube.errors import ApiError, NotFound
+from mend.manifest import signing_key
 from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
 from mend.observe import decoded
-from mend.protocol import CheckpointRef
+from mend.protocol import AUTHORITY_SECRET_KEY, SIGNING_SECRET_KEY, CheckpointRef
+from mend.restore import MAX_CANDIDATES, candidates
 from mend.spec import Checkpointing
 from mend.store import Credentials, StoreError, open_store
 
@@ -29,19 +31,21 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 RETRY_SECONDS = 2.0
-AWS_NAMES = (
+CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",
+    AUTHORITY_SECRET_KEY,
 )
 DEADLINE_SECONDS = 10.0
 NO_CONDITIONAL_WRITES = (
     "the store ignores conditional writes (If-None-Match): two writers could overwrite each other unnoticed; "
     "make sure that nothing else writes under spec.checkpoint.uri"
 )
+LISTED_AT_LEAST = 32  # checkpoints; a view of fewer is whole
 THREADS = 32  # a store that does not answer holds one until the deadline; runs with other stores must not wait for it
 
 
@@ -55,6 +59,8 @@ class _Prefix:
     catalog: Catalog | None = None
     task: asyncio.Task[None] | None = None
     retry_at: float = 0.0
+    older: dict[str, StoredCheckpoint] = field(default_factory=dict)  # what partial views leave out
+    completing: asyncio.Task[None] | None = None
     reported: dict[str, StoredCheckpoint] = field(default_factory=dict)
     spoilt: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
@@ -70,14 +76,17 @@ class Prefixes:
         self._on_news = on_news
         self._prefixes: dict[RunKey, _Prefix] = {}
         self._pruning: dict[RunKey, asyncio.Task[None]] = {}
+        self._sweeping: dict[RunKey, asyncio.Task[None]] = {}
         self._keeping: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
 
     async def close(self) -> None:
         """Ends what goes on in the background."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        tasks = [prefix.task for prefix in self._prefixes.values() if prefix.task] + [
+        listing = [task for prefix in self._prefixes.values() for task in (prefix.task, prefix.completing)]
+        tasks = [task for task in listing if task] + [
             *self._pruning.values(),
+            *self._sweeping.values(),
             *self._keeping,
         ]
         for task in tasks:
@@ -107,7 +116,8 @@ class Prefixes:
         prefix = self._prefixes[run]
         for agent in agents:
             self._hear(prefix, status, agent, now)
-        known = {each.ref.uri: each for each in (*prefix.reported.values(), *prefix.view.checkpoints)}
+        told = (*prefix.older.values(), *prefix.reported.values(), *prefix.view.checkpoints)
+        known = {each.ref.uri: each for each in told}
         checkpoints = tuple(
             replace(
                 each,
@@ -124,6 +134,12 @@ class Prefixes:
         if prefix is not None and prefix.catalog is not None and run not in self._pruning:
             self._pruning[run] = asyncio.create_task(self._prune(run, prefix, prefix.catalog, uris))
 
+    def sweep(self, run: RunKey, attempt: int) -> None:
+        """Delete leftovers in the background."""
+        prefix = self._prefixes.get(run)
+        if prefix is not None and prefix.catalog is not None and run not in self._sweeping:
+            self._sweeping[run] = asyncio.create_task(self._sweep(run, prefix.catalog, attempt))
+
     def keep(self, run: RunKey, key: str, raw: bytes) -> None:
         """Write an incident's dossier in the background: a recovery waits for nothing here."""
         prefix = self._prefixes.get(run)
@@ -135,8 +151,9 @@ class Prefixes:
     def forget(self, run: RunKey) -> None:
         """The run is gone; its checkpoints stay."""
         prefix = self._prefixes.pop(run, None)
-        if prefix is not None and prefix.task is not None:
-            prefix.task.cancel()
+        for task in (prefix.task, prefix.completing) if prefix is not None else ():
+            if task is not None:
+                task.cancel()
 
     def _hear(self, prefix: _Prefix, status: RunStatus, agent: AgentView, now: float) -> None:
         """What one agent reports about checkpoints of the current attempt."""
@@ -158,11 +175,9 @@ class Prefixes:
         try:
             if prefix.catalog is None:
                 prefix.catalog = await self._open(run, prefix)
-            view = await self._in_thread(prefix.catalog.view, prefix.owner)
-        except NotFound:
-            name = prefix.rules.credentials_secret
-            message = f"spec.checkpoint.credentialsSecret: there is no Secret {name!r} in namespace {run[0]}"
-            view = replace(prefix.view, problem=message, problem_reason="SecretNotFound")
+            view = await self._in_thread(prefix.catalog.view, prefix.owner, partial(_enough, prefix.owner.uid, status))
+        except _BadSecret as error:
+            view = replace(prefix.view, problem=str(error), problem_reason=error.reason)
         except (ApiError, StoreError) as error:
             reason = error.reason if isinstance(error, StoreError) else type(error).__name__
             view = replace(prefix.view, problem=str(error), problem_reason=reason)
@@ -174,6 +189,19 @@ class Prefixes:
             prefix.view = replace(view, checkpoints=found, listed_for=status.attempt, listed_beside=status.replacing)
             listed = {each.ref.uri for each in found}
             prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in listed}
+            if view.partial and not prefix.older and prefix.completing is None:
+                prefix.completing = asyncio.create_task(self._complete(run, prefix, prefix.catalog))
+
+    async def _complete(self, run: RunKey, prefix: _Prefix, catalog: Catalog | None) -> None:
+        """List what is older than a partial view, for retention: it may take minutes, so no launch waits for it."""
+        try:
+            found = await self._in_thread(catalog.checkpoints) if catalog else ()
+            prefix.older = {each.ref.uri: each for each in found if each.ref.uri not in prefix.pruned}
+        except StoreError as error:
+            log.warning("run %s: its older checkpoints could not be listed: %s", "/".join(run), error)
+        finally:
+            prefix.completing = None
+        self._on_news(run)
 
     def _listed(self, run: RunKey, prefix: _Prefix, listing: asyncio.Task[None]) -> None:
         """A listing has ended. A mistake of ours is shown as what is wrong with the store: it must not stay unheard."""
@@ -201,15 +229,27 @@ class Prefixes:
             left = tuple(each for each in prefix.view.checkpoints if each.ref.uri not in gone)
             prefix.view = replace(prefix.view, checkpoints=left)
             prefix.reported = {uri: each for uri, each in prefix.reported.items() if uri not in gone}
+            prefix.older = {uri: each for uri, each in prefix.older.items() if uri not in gone}
         finally:
             self._pruning.pop(run, None)
+
+    async def _sweep(self, run: RunKey, catalog: Catalog, attempt: int) -> None:
+        try:
+            gone = await self._in_thread(catalog.sweep, attempt)
+        except StoreError as error:
+            log.warning("run %s: leftovers could not be deleted: %s", "/".join(run), error)
+        else:
+            if gone:
+                log.info("run %s: deleted leftovers: %s", "/".join(run), ", ".join(gone))
+        finally:
+            self._sweeping.pop(run, None)
 
     async def _keep(self, run: RunKey, prefix: _Prefix, key: str, raw: bytes) -> None:
         try:
             if prefix.catalog is None:
                 prefix.catalog = await self._open(run, prefix)
             await self._in_thread(prefix.catalog.keep_dossier, key, raw)
-        except (ApiError, StoreError) as error:
+        except (ApiError, StoreError, _BadSecret) as error:
             log.warning("run %s: evidence could not be kept: %s", "/".join(run), error)
             prefix.evidence_problem = f"{key}: {error}"
         else:
@@ -217,35 +257,66 @@ class Prefixes:
         self._on_news(run)
 
     async def _open(self, run: RunKey, prefix: _Prefix) -> Catalog:
-        environment = await self._secret(run[0], prefix.rules.credentials_secret)
-        return await self._in_thread(_open, prefix.rules, environment)
+        environment = await self._credentials(run, prefix.rules.credentials_secret)
+        key = await self._signing_key(run, prefix.rules.signing_secret)
+        return await self._in_thread(_open, prefix.rules, environment, key)
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def _secret(self, namespace: str, name: str | None) -> dict[str, str]:
+    async def _credentials(self, run: RunKey, name: str | None) -> dict[str, str]:
         """The Secret that the spec names, as environment; none means what AWS tools find in the controller's own."""
+        return await self._secret(run, "credentialsSecret", name, CREDENTIALS) if name is not None else {}
+
+    async def _signing_key(self, run: RunKey, name: str | None) -> bytes | None:
+        """The key that the run's manifests are signed with; None if they are not to be."""
         if name is None:
-            return {}
-        return decoded(await self._client.get(SECRETS, namespace, name), AWS_NAMES)
+            return None
+        found = await self._secret(run, "signingSecret", name, (SIGNING_SECRET_KEY,))
+        try:
+            return signing_key(found.get(SIGNING_SECRET_KEY, "").encode(), "/".join(run))
+        except ValueError as error:
+            where = f"spec.checkpoint.signingSecret: key {SIGNING_SECRET_KEY} of Secret {name!r}"
+            raise _BadSecret(f"{where}: {error}", "NoSigningKey") from error
+
+    async def _secret(self, run: RunKey, field: str, name: str, keys: Iterable[str]) -> dict[str, str]:
+        try:
+            return decoded(await self._client.get(SECRETS, run[0], name), keys)
+        except NotFound as error:
+            message = f"spec.checkpoint.{field}: there is no Secret {name!r} in namespace {run[0]}"
+            raise _BadSecret(message, "SecretNotFound") from error
 
 
-def _place(rules: Checkpointing) -> tuple[str, str | None, str | None]:
+class _BadSecret(Exception):
+    """A Secret that the spec names is not there, or does not hold what it should."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _enough(uid: str, status: RunStatus, found: Sequence[StoredCheckpoint]) -> bool:
+    """Whether a launch needs to know of no older checkpoints."""
+    return len(found) >= LISTED_AT_LEAST and len(candidates(uid, status, found)) >= MAX_CANDIDATES
+
+
+def _place(rules: Checkpointing) -> tuple[str, str | None, str | None, str | None]:
     """Where a prefix is and how one gets there: if that changes, everything has to be found out anew."""
-    return rules.uri, rules.endpoint, rules.credentials_secret
+    return rules.uri, rules.endpoint, rules.credentials_secret, rules.signing_secret
 
 
-def _open(rules: Checkpointing, environment: Mapping[str, str]) -> Catalog:
+def _open(rules: Checkpointing, environment: Mapping[str, str], key: bytes | None) -> Catalog:
     """The catalog of a prefix, once everything that mend needs of the store has been tried on it."""
     credentials = Credentials(
         access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
         secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
         session_token=environment.get("AWS_SESSION_TOKEN"),
         region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
+        authority=environment.get(AUTHORITY_SECRET_KEY),
     )
     endpoint = rules.endpoint or environment.get("AWS_ENDPOINT_URL")
     store = open_store(rules.uri, endpoint, credentials, deadline_seconds=DEADLINE_SECONDS)
-    return Catalog(store, caution="" if store.probe().conditional_writes else NO_CONDITIONAL_WRITES)
+    return Catalog(store, caution="" if store.probe().conditional_writes else NO_CONDITIONAL_WRITES, key=key)
 
 
 def _reported(uid: str, ref: CheckpointRef, status: RunStatus, at: float) -> StoredCheckpoint:

@@ -13,6 +13,7 @@ Times on the wire are ages in seconds, never wall-clock times, so that skewed cl
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum, StrEnum
 from typing import Final
 
@@ -29,6 +30,7 @@ CONTROLLER_NAME: Final = "mend.dev/controller"
 LABEL_RUN: Final = "mend.dev/run"
 LABEL_WORKER: Final = "mend.dev/worker"
 LABEL_ATTEMPT: Final = "mend.dev/attempt"
+ANNOTATION_SAVE_NOW: Final = "mend.dev/save-now"  # of a run: each new value is a wish for a save
 ANNOTATION_AVOIDS: Final = "mend.dev/avoids"  # of a pod: the nodes that mend keeps it off, with commas between
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 
@@ -37,6 +39,7 @@ AGENT_PORT: Final = 7117
 AGENT_PORT_NAME: Final = "mend-agent"
 AGENT_COMMAND: Final = "mend-agent"
 TOKEN_SECRET_KEY: Final = "token"
+AUTHORITY_SECRET_KEY: Final = "ca.crt"  # in the Secret with the store's credentials; may be absent
 TLS_SECRET_KEY: Final = "tls.pem"
 SIGNING_SECRET_KEY: Final = "signing.key"
 
@@ -60,6 +63,8 @@ ENV_HEARTBEAT_SECONDS: Final = "MEND_HEARTBEAT_SECONDS"
 ENV_GRACE_SECONDS: Final = "MEND_GRACE_SECONDS"
 ENV_TLS_PEM: Final = "MEND_TLS_PEM"  # key and certificate of the run, by which workers know each other
 ENV_SIGNING_KEY: Final = "MEND_SIGNING_KEY"  # of manifests; absent: they are not signed
+ENV_STORE_AUTHORITY: Final = "MEND_STORE_AUTHORITY"  # PEM certificates to check the store's against
+ENV_STORE_REQUESTS: Final = "MEND_STORE_REQUESTS_PER_SECOND"  # by one process; absent: without limit
 ENV_PRELOAD: Final = "MEND_PRELOAD"  # comma-separated modules a standby imports beside torch
 # Given to a rank by its agent, beside torchrun's RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_RANK,
 # MASTER_ADDR, MASTER_PORT, TORCHELASTIC_USE_AGENT_STORE, TORCHELASTIC_RESTART_COUNT, TORCH_WORKER_SERVER_SOCKET.
@@ -496,11 +501,17 @@ class Rejoin(Message, frozen=True, kw_only=True):
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
 QUARANTINE_NAME: Final = "quarantine.json"
+VERIFIED_NAME: Final = "verified.json"  # all that lies in the save's folder was read back and is right
+PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
+ANNOUNCEMENTS_FOLDER: Final = "newest"
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
-# Process group of the saving threads: it works beside the training, so its counters say nothing about a hang.
-SAVE_GROUP: Final = "mend:save"
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
+
+
+_LAST: Final = 10**12 - 1  # attempt and step that an announcement can tell
+_SAVE_FOLDER: Final = re.compile(r"step-(\d{12})/(\d{6,12})-([^/]+)")
+_ANNOUNCEMENT: Final = re.compile(rf"{ANNOUNCEMENTS_FOLDER}/(\d{{12}})-(\d{{12}})-([^/]+)")
 
 
 def agent_url(ip: str, port: int = AGENT_PORT) -> str:
@@ -516,6 +527,24 @@ def saver_url(ip: str, port: int) -> str:
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
     """Key prefix of one save, relative to the run's prefix. Sorts by step; never reused."""
     return f"step-{step:012d}/{attempt:06d}-{save_id}"
+
+
+def announcement_key(folder: str) -> str:
+    """Key that announces the save in `folder` (a `checkpoint_key`): the newest attempt's newest step sorts first.
+
+    Written before the manifest. Within a lineage a later attempt is further than the one before was when it was left.
+    """
+    found = _SAVE_FOLDER.fullmatch(folder)
+    if found is None:
+        raise ValueError(f"{folder!r} is no folder of a save: expected step-STEP/ATTEMPT-SAVE")
+    step, attempt, save_id = found.groups()
+    return f"{ANNOUNCEMENTS_FOLDER}/{_LAST - int(attempt):012d}-{_LAST - int(step):012d}-{save_id}"
+
+
+def announced_folder(key: str) -> str:
+    """The folder of the save that `key` announces; "" for a key that announces none."""
+    found = _ANNOUNCEMENT.fullmatch(key)
+    return checkpoint_key(_LAST - int(found[2]), _LAST - int(found[1]), found[3]) if found else ""
 
 
 def share_name(rank: int) -> str:

@@ -13,6 +13,7 @@ from mend.protocol import (
     AGENT_PORT_NAME,
     ANNOTATION_AVOIDS,
     API_VERSION,
+    AUTHORITY_SECRET_KEY,
     ENV_AGENT_PORT,
     ENV_GRACE_SECONDS,
     ENV_HEARTBEAT_SECONDS,
@@ -22,6 +23,7 @@ from mend.protocol import (
     ENV_RUN,
     ENV_RUN_UID,
     ENV_SIGNING_KEY,
+    ENV_STORE_AUTHORITY,
     ENV_TLS_PEM,
     ENV_TOKEN,
     ENV_WORKER,
@@ -144,6 +146,10 @@ def _put_under_agent(trainer: JsonObject, spec: Spec, seen: Observation, index: 
     if spec.checkpoint.credentials_secret:
         source = {"secretRef": {"name": spec.checkpoint.credentials_secret}}
         trainer["envFrom"] = [*(trainer.get("envFrom") or []), source]
+        # By itself and not by envFrom, which leaves out keys that are no names of variables.
+        authority = {"name": spec.checkpoint.credentials_secret, "key": AUTHORITY_SECRET_KEY, "optional": True}
+        ours = [{"name": ENV_STORE_AUTHORITY, "valueFrom": {"secretKeyRef": authority}}]
+        trainer["env"] = _merged_env(trainer["env"], ours)
     port = {"name": AGENT_PORT_NAME, "containerPort": AGENT_PORT}
     trainer["ports"] = [*(trainer.get("ports") or []), port]
 

@@ -6,13 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mend.model import Origin, RunStatus, StoredCheckpoint
+from mend.model import Origin, RunStatus, Score, StoredCheckpoint, StoredSave
 from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
-from mend.spec import Checkpointing
+from mend.spec import Checkpointing, KeepBest
 
 MAX_CANDIDATES = 5  # of those in the store
 MAX_IN_MEMORY = 2  # as many as a rank has slots
 MAX_HOLDERS = 800  # in one launch, which ranks may get as a variable of the environment: those hold 128 KiB
+LEFTOVER_SECONDS = 3600.0  # a save outlives its attempt, but not by that much: nothing new came of it
+QUARANTINE_SECONDS = 7 * 86400.0  # for whoever wants to know what happened to it
 
 
 def is_on_lineage(checkpoint: StoredCheckpoint, uid: str, attempt: int, lineage: Iterable[Ancestor]) -> bool:
@@ -218,14 +220,56 @@ def expendable(
 ) -> tuple[StoredCheckpoint, ...]:
     """Committed checkpoints on the lineage that retention no longer wants, oldest first.
 
-    Kept are the newest `keep_last`, each `keep_every`-th step, the newest verified one, and the one that the present
-    attempt started from, since a verified state is worth more than a newer one that nobody has read.
+    Kept are the newest `keep_last`, each `keep_every`-th step, the best by evaluation, pinned ones, the newest verified
+    one, since a verified state is worth more than a newer one that nobody has read, and what the present attempt may
+    have started from, or may yet start from.
     """
     line = on_lineage(uid, status, checkpoints)
     kept = {each.ref for each in line[: rules.keep_last]}
     kept.update(each.ref for each in line if rules.keep_every and each.ref.step % rules.keep_every == 0)
     kept.update(each.ref for each in [each for each in line if each.verified][:1])
+    kept.update(each.ref for each in line if each.pinned)
+    kept.update(each.ref for each in best_checkpoints(rules, status, line))
+    if status.restored_step is None:
+        kept.update(status.restore)
     if status.lineage:
         parent = status.lineage[-1]
         kept.update(each.ref for each in line if (each.ref.attempt, each.ref.step) == (parent.attempt, parent.step))
     return tuple(each for each in reversed(line) if each.ref not in kept)
+
+
+def best_checkpoints(
+    rules: Checkpointing, status: RunStatus, line: Iterable[StoredCheckpoint]
+) -> tuple[StoredCheckpoint, ...]:
+    """Of these, the best by evaluation, as many as the spec wants to keep."""
+    best = rules.keep_best
+    if best is None:
+        return ()
+    places = {(each.attempt, each.step): place for place, each in enumerate(best_first(best, status.scores))}
+    scored = [each for each in line if (each.ref.attempt, each.ref.step) in places]
+    return tuple(sorted(scored, key=lambda each: places[each.ref.attempt, each.ref.step])[: best.count])
+
+
+def best_first(best: KeepBest, scores: Iterable[Score]) -> list[Score]:
+    """In the order of their worth; of equals the later one first."""
+    sign = -1.0 if best.mode == "max" else 1.0
+    return sorted(scores, key=lambda each: (sign * each.value, -each.step, -each.attempt))
+
+
+def swept(attempt: int, saves: Sequence[StoredSave]) -> tuple[StoredSave, ...]:
+    """What may go beside checkpoints that retention no longer wants: leftovers, and what was quarantined long ago.
+
+    A leftover is a save without manifest of an attempt before `attempt`: the present one may still be at it. How old
+    it is, is told by the store's own clock: by how much newer the newest object is. A prefix in which nothing new is
+    written is left as it is.
+    """
+    newest = max((each.modified_at for each in saves), default=0.0)
+
+    def may_go(save: StoredSave) -> bool:
+        if save.pinned:
+            return False
+        if not save.committed:
+            return save.attempt < attempt and newest - save.modified_at >= LEFTOVER_SECONDS
+        return save.quarantined_at is not None and newest - save.quarantined_at >= QUARANTINE_SECONDS
+
+    return tuple(each for each in saves if may_go(each))

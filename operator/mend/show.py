@@ -9,12 +9,14 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from mend.interval import why
 from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
 from mend.noted import accepted_spec
 from mend.observe import Unreadable
 from mend.protocol import CheckpointRef
+from mend.snapshots import in_bytes
 from mend.spec import Spec
-from mend.story import headline, tell_incident, tell_ledger
+from mend.story import headline, start, tell_incident, tell_ledger
 from mend.strikes import in_words
 
 STYLES = {
@@ -78,9 +80,12 @@ def description(seen: Observation, pods: Sequence[WorkerPod], now: float) -> Ite
     struck = (each for each in status.strikes if now < each.expires_at)
     yield from (escape(f"  Strike: {in_words(each, now)}") for each in struck)
     if status.lineage:
-        yield "  Lineage: " + ", then ".join(f"attempt {each.attempt} to step {each.step}" for each in status.lineage)
+        told = ", then ".join(f"attempt {each.attempt} to step {each.step}" for each in status.lineage)
+        yield f"  Lineage: {told}; this attempt {_began(status)}"
     if status.checkpoint is not None:
         yield escape(f"  Checkpoint: {_checkpoint(status, now)}, {status.checkpoint.uri}")
+    yield from map(escape, _saves(status, now))
+    yield from map(escape, _in_memory(status, now))
     yield from (escape(f"  May restart from: {_named(each)}") for each in status.restore)
     for incident in status.incidents:
         yield ""
@@ -95,9 +100,17 @@ def _understood(spec: Spec) -> Iterator[str]:
     workers, saves, health, recovery = spec.workers, spec.checkpoint, spec.health, spec.recovery
     least = f", at least {workers.min_replicas}" if workers.min_replicas < workers.replicas else ""
     yield f"Workers: {workers.replicas} of {workers.ranks_per_worker} ranks{least}"
-    often = f"{saves.interval_steps} steps" if saves.interval_steps else age(saves.interval_seconds or 0)
+    fixed = counted(saves.interval_steps) if saves.interval_steps else age(saves.interval_seconds or 0)
+    often = f"every {fixed}"
+    if saves.interval_auto:
+        often = f"as often as pays ({age(saves.min_interval_seconds)} to {age(saves.max_interval_seconds)})"
     every = f", and every {saves.keep_every}th" if saves.keep_every else ""
-    yield f"Saves: to {saves.uri}, every {often}; the newest {saves.keep_last} are kept{every}"
+    best = saves.keep_best
+    every += f", and the {best.count} best by {best.metric} ({best.mode})" if best else ""
+    yield f"Saves: to {saves.uri}, {often}; the newest {saves.keep_last} are kept{every}"
+    beside = f", a snapshot every {counted(saves.memory.interval_steps)}" if saves.memory.interval_steps else ""
+    copies = "copied to a buddy" if saves.memory.peers and workers.replicas > 1 else "not copied"
+    yield f"Memory: the last two snapshots of each rank{beside}, {copies}"
     limits, paid = health.limits, recovery.budgets
     yield (
         f"Health: a heartbeat every {health.heartbeat_seconds:g} s, lost after {health.lost_after_seconds:g} s; limits "
@@ -108,6 +121,42 @@ def _understood(spec: Spec) -> Iterator[str]:
         f"Recoveries in {age(paid.window_seconds)}: {paid.user} for user errors, {paid.hang} for hangs, "
         f"{paid.infrastructure} for infrastructure, {paid.preemption} for preemption"
     )
+
+
+def _saves(status: RunStatus, now: float) -> Iterator[str]:
+    """How often the run saves if mend chose that, the last wish, and what is best."""
+    if status.interval is not None:
+        yield f"  Saves every {status.interval.seconds:.3g} s: {why(status.interval)}"
+    if (wish := status.wish) is not None and not wish.by_interval:
+        yield f"  Save asked for {age(now - wish.asked_at)} ago, at step {wish.step}: {wish.state}"
+    for score in status.scores:
+        yield f"  Score: {score.name} {score.value:.4g}, step {score.step} of attempt {score.attempt}"
+
+
+def counted(steps: int) -> str:
+    """A number of steps in words."""
+    return "step" if steps == 1 else f"{steps} steps"
+
+
+def _began(status: RunStatus) -> str:
+    if status.restored_step is None:
+        return "has not said yet what it begins with"
+    return f"began {start(status.restored_step, status.origin)}"
+
+
+def _in_memory(status: RunStatus, now: float) -> Iterator[str]:
+    """What lies in the memory of workers, and what that costs."""
+    memory = status.memory
+    if memory is None:
+        return
+    if memory.step >= 0:
+        copied = {True: ", copied to buddies", False: ", NOT copied to buddies yet", None: ""}[memory.copied]
+        since = f", for {age(now - memory.seen_at)}" if memory.seen_at is not None else ""
+        workers = f"{memory.workers} worker{'' if memory.workers == 1 else 's'}"
+        yield f"  In memory: step {memory.step} of attempt {memory.attempt} on {workers}{copied}{since}"
+    if memory.needed_bytes:
+        limit = f" of its limit of {in_bytes(memory.limit_bytes)}" if memory.limit_bytes else ", which has no limit"
+        yield f"  Snapshots need {in_bytes(memory.needed_bytes)} in each worker{limit}"
 
 
 def _limits(limits: Sequence[LimitInForce]) -> Table:
@@ -158,4 +207,5 @@ def _last_incident(status: RunStatus) -> str:
 
 
 def _named(ref: CheckpointRef) -> str:
-    return f"step {ref.step} of attempt {ref.attempt}, {ref.uri}"
+    where = "in the memory of workers" if ref.save_in_memory else ref.uri
+    return f"step {ref.step} of attempt {ref.attempt}, {where}"

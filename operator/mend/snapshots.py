@@ -133,22 +133,24 @@ def with_memory(spec: Spec, status: RunStatus, seen: Observation, now: float) ->
     able = planned(seen.uid, status, (), told, status.participants, _spoilt(seen))
     memory = MemoryStatus(needed_bytes=needed, limit_bytes=limit)
     if able:
-        ref, before = able[0].state.ref, status.memory
-        (save,) = [each for each in saves_in_memory(told) if each.state == able[0].state]
+        ref, before, saves = able[0].state.ref, status.memory, saves_in_memory(told)
+        (save,) = [each for each in saves if each.state == able[0].state]
         known = before is not None and (before.step, before.attempt) == (ref.step, ref.attempt)
+        has_buddies = spec.checkpoint.memory.peers and len(status.participants) > 1
         memory = replace(
             memory,
             step=ref.step,
             attempt=ref.attempt,
             seen_at=before.seen_at if before is not None and known else now,
             workers=len({who for ranks in save.holders for who in ranks}),
-            copied=_is_copied(save),
+            copied=any(_is_copied(each, ref.attempt) for each in saves) if has_buddies else None,
         )
     return replace(status, memory=memory)
 
 
-def _is_copied(save: MemorySave) -> bool:
-    return all(len(ranks) > 1 for ranks in save.holders)
+def _is_copied(save: MemorySave, attempt: int) -> bool:
+    """Whether any one worker may be lost. That of the newest is rarely so: its copies are on their way."""
+    return save.state.ref.attempt == attempt and all(len(ranks) > 1 for ranks in save.holders)
 
 
 def with_memory_limit(spec: Spec, status: RunStatus, beats: Iterable[Heartbeat], now: float) -> RunStatus:

@@ -15,6 +15,7 @@ from mend.ruleset import Rule, parse_rules
 
 # Digits are counted: int() raises on absurd numbers.
 _STEPS = re.compile(r"([1-9][0-9]{0,8}) steps?")
+_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{0,127}")
 _URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/\S*)?|file:///[^\s/]\S*")
 _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _CONTROLLER = re.compile(r"[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -24,6 +25,8 @@ MAX_REPLICAS = 4096
 MAX_RANKS_PER_WORKER = 64
 MAX_RANKS = 65536
 MAX_SPARES = 64
+MAX_KEPT_BEST = 10
+FIRST_INTERVAL_SECONDS = 600.0
 
 
 class InvalidSpec(ValueError):
@@ -68,28 +71,45 @@ class MemoryTier(_Facts, frozen=True, kw_only=True):
     peer_bytes_per_second: int | None = None
 
 
+class KeepBest(_Facts, frozen=True, kw_only=True):
+    """How many checkpoints are kept for what an evaluation says of them, and whether more or less of it is better."""
+
+    metric: str
+    mode: str = "max"
+    count: int = 1
+
+
 class Checkpointing(_Facts, frozen=True, kw_only=True):
-    """Where and how often the run saves; exactly one of the two intervals is set."""
+    """Where and how often the run saves; of the two intervals and `interval_auto` exactly one is set."""
 
     uri: str
     endpoint: str | None = None
     credentials_secret: str | None = None
     interval_steps: int | None = None
     interval_seconds: float | None = None
+    interval_auto: bool = False
+    min_interval_seconds: float = 60.0  # the bounds of an automatic one
+    max_interval_seconds: float = 3600.0
     keep_last: int = 3
     keep_every: int | None = None
+    keep_best: KeepBest | None = None
     memory: MemoryTier = MemoryTier()
     verify: bool = False
     signing_secret: str | None = None
     requests_per_second: int | None = None
 
-    def plan(self) -> CheckpointPlan:
-        """The part that ranks are told."""
+    @property
+    def first_interval_seconds(self) -> float:
+        """Of an automatic interval, while nothing has been measured."""
+        return min(max(FIRST_INTERVAL_SECONDS, self.min_interval_seconds), self.max_interval_seconds)
+
+    def plan(self, auto_seconds: float | None = None) -> CheckpointPlan:
+        """The part that ranks are told; `auto_seconds` is what an automatic interval has come to."""
         return CheckpointPlan(
             uri=self.uri,
             endpoint=self.endpoint,
             interval_steps=self.interval_steps,
-            interval_seconds=self.interval_seconds,
+            interval_seconds=auto_seconds if self.interval_auto else self.interval_seconds,
             keep_last=self.keep_last,
             keep_every=self.keep_every,
             memory_interval_steps=self.memory.interval_steps,
@@ -310,14 +330,21 @@ def _is_list_of(kind: type, value: Any) -> bool:
 def _checkpoint(fields: Fields) -> Checkpointing:
     uri = fields.text("uri", None, _URI, "s3://BUCKET/PREFIX or file:///PATH")
     steps, seconds = _interval(fields)
+    least, most = fields.seconds("minInterval", "1m"), fields.seconds("maxInterval", "1h")
+    if least > most:
+        fields.problem("minInterval", f"{least:g}s", f"at most maxInterval ({most:g}s)")
     checkpoint = Checkpointing(
         uri=uri.rstrip("/"),
         endpoint=fields.optional_text("endpoint", re.compile(r"https?://\S+"), "http://HOST[:PORT] or https://HOST"),
         credentials_secret=fields.optional_text("credentialsSecret", _DNS_NAME, "the name of a Secret"),
         interval_steps=steps,
         interval_seconds=seconds,
+        interval_auto=steps is None and seconds is None,
+        min_interval_seconds=least,
+        max_interval_seconds=most,
         keep_last=fields.integer("keepLast", default=3, at_least=2),
         keep_every=fields.optional_integer("keepEvery", at_least=1),
+        keep_best=_keep_best(fields.child("keepBest")) if fields.has("keepBest") else None,
         memory=_memory(fields.child("memory")),
         verify=fields.boolean("verify", False),
         signing_secret=fields.optional_text("signingSecret", _DNS_NAME, "the name of a Secret"),
@@ -340,14 +367,26 @@ def _memory(fields: Fields) -> MemoryTier:
     return memory
 
 
+def _keep_best(fields: Fields) -> KeepBest:
+    best = KeepBest(
+        metric=fields.text("metric", None, _METRIC, "the name of an evaluation's metric, such as lambada_acc"),
+        mode=fields.choice("mode", "max", ("max", "min")),
+        count=fields.integer("count", default=1, at_least=1, at_most=MAX_KEPT_BEST),
+    )
+    fields.done()
+    return best
+
+
 def _interval(fields: Fields) -> tuple[int | None, float | None]:
     text = fields.text("interval", "10m")
+    if text == "auto":
+        return None, None
     if steps := _STEPS.fullmatch(text):
         return int(steps[1]), None
     length = parse_duration(text)
     if length is None:
-        fields.problem("interval", text, "a duration such as '10m', or '500 steps'")
-        return None, None
+        fields.problem("interval", text, "a duration such as '10m', '500 steps', or 'auto'")
+        return None, FIRST_INTERVAL_SECONDS
     return None, length.total_seconds()
 
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from mend.assembling import assemble, launches, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
+from mend.interval import interval_in_force
 from mend.model import (
     AnyAction,
     Decision,
@@ -19,11 +20,15 @@ from mend.model import (
     RunStatus,
     SendSaveNow,
     SendStop,
+    SweepLeftovers,
 )
 from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
 from mend.presence import gone, is_ready
+from mend.protocol import SaveReport
 from mend.records import closed
 from mend.restore import expendable
+from mend.saving import saving
+from mend.scores import with_scores
 from mend.seats import seats
 from mend.snapshots import with_memory
 from mend.spec import Spec
@@ -31,6 +36,7 @@ from mend.story import start
 from mend.transitions import next_attempt
 
 REPORT_SECONDS = 5.0  # how often step, loss and ledger are written while nothing else changes
+SWEEP_SECONDS = 6 * 3600.0  # how often leftovers are looked for, which lists every object
 SAID_NOTICES = 8
 LOOK_SECONDS = 1.0  # how often to look whether a gang that was asked to end has ended
 
@@ -52,6 +58,12 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
             return _resize(spec, replace(seen, status=status), why, now)
         status, asking = _save_before_they_go(status, seen)
         actions += asking
+        status, order = saving(spec.checkpoint, replace(seen, status=status), status, now)
+        actions += order
+        status = with_scores(spec.checkpoint, status, seen)
+        if now - (status.swept_at if status.swept_at is not None else now) >= SWEEP_SECONDS:
+            actions.append(SweepLeftovers(attempt=status.attempt))
+            status = replace(status, swept_at=now)
         old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
         if old and not seen.store.problem:
             actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
@@ -59,9 +71,17 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
     if due or status.phase is not before.phase:
         status = with_memory(spec, with_progress(account(status, now), seen), seen, now)
         status = replace(with_health(spec, status, seen, now), reported_at=now)
+        chosen = interval_in_force(spec.checkpoint, status, _save_report(seen))
+        status = replace(status, interval=chosen, swept_at=now if status.swept_at is None else status.swept_at)
         actions += (*newly_slow(before, status), *launches(spec, seen))
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
+
+
+def _save_report(seen: Observation) -> SaveReport | None:
+    """How saving goes in this attempt; only rank 0's agent knows."""
+    beats = [seen.heartbeat_of(worker) for worker in seen.status.participants]
+    return next((beat.save for beat in beats if beat is not None and beat.save is not None), None)
 
 
 def _has_stepped(spec: Spec, seen: Observation) -> bool:

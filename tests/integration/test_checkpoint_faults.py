@@ -354,7 +354,7 @@ print([type(report).__name__ for report in reports], reports[0].error)
     done = subprocess.run([sys.executable, "-c", program, uri], capture_output=True, text=True, check=True)
     assert "['SaveFailed', 'Committed']" in done.stdout
     assert "spec.checkpoint.keepLast" in done.stdout
-    assert [entry.key[:17] for entry in open_store(uri).list("", delimiter="/")] == ["step-000000000002"]
+    assert [entry.key[:17] for entry in open_store(uri).list("step-", delimiter="/")] == ["step-000000000002"]
 
 
 @pytest.mark.parametrize("values", [{"loss": float("nan")}, {"inf": float("inf")}, {"odd": object()}])
@@ -439,7 +439,7 @@ def test_a_slow_upload_does_not_stop_the_training(proxy: FaultyProxy) -> None:
     assert keeper.checkpointer.save(2, 20, a_state(2), {})
     for step in range(3, 6):
         assert not keeper.checkpointer.save(step, 10, a_state(step), {})
-    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3, 4, 5]
+    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3], "told once"
     assert keeper.checkpointer.in_flight
     release.set()
     assert keeper.checkpointer.wait(60)

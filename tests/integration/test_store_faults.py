@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,8 +24,10 @@ from mend.store import (
     WrongAnswer,
     open_store,
 )
+from mend.store.parallel import each
 from mend.store.s3 import S3Store
 from s3 import KEY_ID, FaultyProxy, S3Server, free_port, ministack, rclone
+from waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -93,15 +96,126 @@ def test_an_upload_completed_without_an_answer_is_complete(proxy: FaultyProxy) -
     assert store.get("large") == content
 
 
-def test_an_upload_given_up_leaves_nothing(proxy: FaultyProxy, server: S3Server) -> None:
-    """A multipart upload that cannot be finished is aborted and leaves neither object nor orphaned parts."""
-    store = a_store(proxy.server, "orphans", deadline_seconds=0.5)
-    proxy.answer_with(500, times=100, method="PUT", part="partNumber=")
-    with pytest.raises(Unreachable, match="500"):
+def test_an_upload_refused_leaves_nothing(proxy: FaultyProxy, server: S3Server) -> None:
+    """A multipart upload that is refused is aborted and leaves neither object nor orphaned parts."""
+    store = a_store(proxy.server, "orphans")
+    proxy.answer_with(403, times=100, method="PUT", part="partNumber=")
+    with pytest.raises(Forbidden, match="s3:PutObject is missing"):
         store.put("large", bytes(6 << 20))
-    uploads = server.client().list_multipart_uploads(Bucket=server.bucket)  # type: ignore[attr-defined]
-    assert not uploads.get("Uploads")
+    assert list(store.unfinished()) == []
     assert list(store.list("")) == []
+
+
+def parts_sent(proxy: FaultyProxy) -> list[str]:
+    """The parts that were sent through the proxy, by their numbers in the addresses."""
+    return [path for method, path in proxy.requests if method == "PUT" and "partNumber=" in path]
+
+
+def test_an_upload_that_was_cut_off_is_resumed(proxy: FaultyProxy, server: S3Server) -> None:
+    """The next try of a key sends only the parts that an earlier writer, who died or gave up, has not brought there."""
+    content = os.urandom(16 << 20)
+    proxy.answer_with(500, times=1000, method="PUT", part="partNumber=3")
+    with pytest.raises(Unreachable):
+        a_store(proxy.server, "resumed", deadline_seconds=0.5).put("large", content)
+    (left,) = a_store(server, "resumed").unfinished()
+    assert left.key == "large"
+    proxy.heal()
+    proxy.requests.clear()
+    again = a_store(proxy.server, "resumed")
+    again.put("large", content)
+    sent = parts_sent(proxy)
+    assert sent
+    assert not [path for path in sent if "partNumber=1" in path or "partNumber=2" in path]
+    assert again.get("large") == content
+    assert list(again.unfinished()) == []
+
+
+def test_parts_of_other_bytes_are_sent_again(proxy: FaultyProxy) -> None:
+    """What lies in an earlier upload counts only with the right size and checksum: the object is the one put last."""
+    proxy.answer_with(500, times=1000, method="PUT", part="partNumber=3")
+    with pytest.raises(Unreachable):
+        a_store(proxy.server, "changed", deadline_seconds=0.5).put("large", os.urandom(16 << 20))
+    proxy.heal()
+    content = os.urandom(16 << 20)
+    store = a_store(proxy.server, "changed")
+    store.put("large", content)
+    assert store.get("large") == content
+
+
+def test_an_upload_that_ended_under_ones_hands_is_begun_anew(proxy: FaultyProxy, server: S3Server) -> None:
+    """When somebody aborts the upload that is being resumed, the object is written all the same."""
+    content = os.urandom(11 << 20)
+    store = a_store(proxy.server, "ended")
+    proxy.answer_with(500, times=1000, method="PUT", part="partNumber=2")
+    with pytest.raises(Unreachable):
+        a_store(proxy.server, "ended", deadline_seconds=0.5).put("large", content)
+    proxy.heal()
+    (left,) = store.unfinished()
+    stalled = proxy.stall(1, method="PUT", part="partNumber=2")
+    writer = threading.Thread(target=store.put, args=("large", content))
+    writer.start()
+    wait_until(lambda: stalled_requests(proxy), "a part to be on its way")
+    a_store(server, "ended").abandon(left)
+    stalled.set()
+    writer.join()
+    assert a_store(server, "ended").get("large") == content
+
+
+def stalled_requests(proxy: FaultyProxy) -> list[str]:
+    """Second parts that came in since the proxy was healed."""
+    return [path for path in parts_sent(proxy)[-1:] if "partNumber=2" in path]
+
+
+def test_what_nobody_resumes_is_found_and_ended(server: S3Server, tmp_path: Path) -> None:
+    """What writers left unfinished is listed under its prefix only, and is gone once abandoned, be it twice."""
+    with FaultyProxy(server) as proxy:
+        proxy.answer_with(500, times=1000, method="PUT", part="partNumber=2")
+        with pytest.raises(Unreachable):
+            a_store(proxy.server, "left/mine", deadline_seconds=0.5).put("a/large", bytes(6 << 20))
+        with pytest.raises(Unreachable):
+            a_store(proxy.server, "left/other", deadline_seconds=0.5).put("b/large", bytes(6 << 20))
+    store = a_store(server, "left/mine")
+    (left,) = store.unfinished("a/")
+    assert (left.key, list(store.unfinished("b/"))) == ("a/large", [])
+    store.abandon(left)
+    store.abandon(left)
+    assert list(store.unfinished()) == []
+    assert [each.key for each in a_store(server, "left/other").unfinished()] == ["b/large"]
+
+
+def test_a_service_that_asks_for_a_pause_gets_it(proxy: FaultyProxy) -> None:
+    """A 503 with Retry-After is not asked again before that time has passed."""
+    proxy.answer_with(503, times=1, headers={"Retry-After": "1"})
+    began = time.monotonic()
+    a_store(proxy.server, "pause").put("x", b"1")
+    assert time.monotonic() - began >= 1.0
+
+
+def test_requests_keep_to_their_budget(server: S3Server) -> None:
+    """All threads of a store together begin no more requests in a second than it was opened with."""
+    with FaultyProxy(server) as proxy:
+        store = open_store(server.uri("budget"), proxy.server.endpoint, server.credentials, requests_per_second=20)
+        began = time.monotonic()
+        each(lambda number: store.put(f"x/{number}", b"1"), range(40), 8)
+        assert time.monotonic() - began >= 0.9  # twenty at once, the others a twentieth of a second apart
+        assert store.usage.waited_seconds > 0
+        assert len(proxy.requests) == store.usage.total >= 40
+
+
+def test_costs_are_counted_as_they_are_billed(proxy: FaultyProxy) -> None:
+    """Requests of each kind, those asked again among them, and bytes in both directions are counted."""
+    store = a_store(proxy.server, "costs")
+    store.put("first", b"")  # by which it learns which checksum the service takes
+    before = store.usage
+    proxy.answer_with(503, times=1)
+    store.put("small", b"12345")
+    store.get("small", 1, 3)
+    store.delete(["small"])
+    list(store.list(""))
+    used = store.usage
+    assert used.requests == {"put": before.total + 2, "get": 1, "delete": 1, "list": 1}
+    assert (used.again, used.received_bytes, used.sent_bytes) == (1, 3, 10)
+    assert len(proxy.requests) == used.total
 
 
 def test_a_store_that_stays_busy_is_given_up(proxy: FaultyProxy) -> None:

@@ -66,8 +66,8 @@ class Scene:
         api: Any = self.api
         book = StrikeBook(api, "mend-system", lambda: 0.0, on_change=lambda: None)
         parts: tuple[Any, ...] = (self.api, self.agents, self.recorder, fence, book)
-        keep = prune = lambda *_: None
-        self.applier = Applier(*parts, prune=prune, keep=keep, wake=lambda run: None)
+        keep = prune = sweep = lambda *_: None
+        self.applier = Applier(*parts, prune=prune, sweep=sweep, keep=keep, wake=lambda run: None)
 
 
 async def test_a_refused_write_holds_up_no_order_and_no_other_write() -> None:

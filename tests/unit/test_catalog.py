@@ -37,9 +37,9 @@ class CountingStore(FileStore):
         self.read.append(key)
         return super().get(key, start, length, if_match)
 
-    def list(self, prefix: str = "", delimiter: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", delimiter: str = "", after: str = "") -> Iterator[Entry]:
         self.listed.append(prefix)
-        return super().list(prefix, delimiter)
+        return super().list(prefix, delimiter, after)
 
 
 @pytest.fixture

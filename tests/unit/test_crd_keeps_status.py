@@ -12,9 +12,11 @@ from mend.crstatus import from_resource, to_resource
 from mend.model import (
     CheckpointStatus,
     Condition,
+    Evaluation,
     FailureClass,
     IncidentKind,
     IncidentRecord,
+    IntervalInForce,
     Ledger,
     LimitInForce,
     MemoryStatus,
@@ -22,9 +24,12 @@ from mend.model import (
     Origin,
     RunPhase,
     RunStatus,
+    SaveWish,
+    Score,
     Straggler,
     Strike,
     Tier,
+    WishState,
     WorkerCounts,
 )
 from mend.protocol import Ancestor, CheckpointRef, Phase
@@ -90,6 +95,22 @@ FULL = RunStatus(
     reported_at=1_000_010.0,
     accounted_at=1_000_010.5,
     checkpoint=CheckpointStatus(step=110, attempt=3, uri="s3://b/x", committed_at=999_999.5, verified=True),
+    wish=SaveWish(
+        id="ask-1",
+        step=121,
+        asked_at=1_000_003.5,
+        by_interval=True,
+        state=WishState.GIVEN_UP,
+        attempt=4,
+        told_at=1_000_004.5,
+        times=3,
+    ),
+    interval=IntervalInForce(
+        seconds=90.5, launched_seconds=80.5, cost_seconds=0.25, commit_seconds=8.5, failures=3, active_seconds=7200.0
+    ),
+    evaluations=(Evaluation(name="acc", attempt=3, step=100, value=0.5),),
+    scores=(Score(name="acc", attempt=3, step=110, value=0.5),),
+    swept_at=1_000_006.5,
     memory=MemoryStatus(
         step=118, attempt=3, seen_at=1_000_000.5, workers=2, copied=True, needed_bytes=1 << 33, limit_bytes=1 << 36
     ),

@@ -61,6 +61,7 @@ def with_a_rule() -> dict[str, Any]:
     """The sample with a rule, so that fields of lists are there to be asked for."""
     run = sample()
     run["spec"]["recovery"] = {"rules": [A_RULE]}
+    run["spec"]["checkpoint"]["keepBest"] = {"metric": "lambada_acc"}
     return run
 
 
@@ -133,8 +134,10 @@ def test_least_values_of_crd_and_parser_are_equal(path: str, least: int) -> None
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
-    """The sample's spec with one field set."""
+    """The sample's spec with one field set, and what that field requires beside it."""
     spec = sample()["spec"]
+    if path.startswith("checkpoint.keepBest."):
+        spec["checkpoint"]["keepBest"] = {"metric": "lambada_acc"}
     *parents, last = path.split(".")
     here = spec
     for name in parents:

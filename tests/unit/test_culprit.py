@@ -207,22 +207,6 @@ HANGS: dict[str, tuple[list[RankEvidence], tuple[int, ...], str]] = {
         (3,),
         "rank 3 is outside any collective while the others wait in one (at train.py:12 in step)",
     ),
-    "a slow upload behind a real hang": (
-        [
-            *[rank(n, group(18, 17), group(9, 8, name="3:mend:save")) for n in (1, 2, 3)],
-            rank(0, group(17, 17), group(10, 9, "gloo:gather", name="3:mend:save"), phase=Phase.STEP),
-        ],
-        (0,),
-        "rank 0: 3 others wait in collective 18 of group dp, it has entered only 17",
-    ),
-    "a slow upload of one rank alone": (
-        [
-            *[rank(n, group(17, 17), group(9, 8, name="3:mend:save")) for n in (0, 1, 2)],
-            rank(3, group(17, 17), group(8, 8, name="3:mend:save")),
-        ],
-        (),
-        "the evidence does not say who",
-    ),
     "nothing at all": ([rank(n, answers=False) for n in range(4)], (), "the evidence does not say who"),
 }
 

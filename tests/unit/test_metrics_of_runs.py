@@ -16,6 +16,7 @@ from mend.model import (
     IncidentRecord,
     Ledger,
     LimitInForce,
+    MemoryStatus,
     Observation,
     RunPhase,
     RunStatus,
@@ -237,3 +238,39 @@ def test_limits_and_stragglers_are_shown_while_the_run_may_train() -> None:
     assert told.value("mend_rank_slow_factor", worker="1", rank="3") == 1.5
     told.record(shown, msgspec.structs.replace(shown, phase=RunPhase.SUCCEEDED))
     assert told.named("mend_run_limit_seconds") == told.named("mend_rank_slow_factor") == 0
+
+
+def test_snapshots_and_what_goes_to_the_store_are_shown() -> None:
+    """The newest whole save in memory with its age, what it costs, and bytes and requests of each worker."""
+    told = Told()
+    memory = MemoryStatus(step=98, attempt=3, seen_at=START - 2, workers=2, copied=True, needed_bytes=4096)
+    agents = [
+        AgentView(
+            worker=worker,
+            pod_uid=f"p{worker}",
+            connected=True,
+            silent_seconds=0.0,
+            heartbeat=Heartbeat(
+                attempt=attempt,
+                worker=worker,
+                agent_id="a",
+                state=AgentState.RUNNING,
+                sequence=1,
+                save=SaveReport(skipped=2, stored_bytes=1000 + worker, requests=10 + worker),
+            ),
+        )
+        for worker, attempt in ((0, 3), (1, 3), (2, 2))
+    ]
+    told.record(RUNNING, msgspec.structs.replace(RUNNING, memory=memory), *agents)
+    told.clock.now += 5
+    assert told.value("mend_snapshot_step") == 98
+    assert told.value("mend_snapshot_age_seconds") == 7
+    assert told.value("mend_snapshot_copied") == 1
+    assert (told.value("mend_memory_needed_bytes"), told.named("mend_memory_limit_bytes")) == (4096, 0)
+    assert told.value("mend_checkpoint_skipped_saves") == 2
+    assert told.value("mend_checkpoint_stored_bytes", worker="1") == 1001
+    assert told.value("mend_checkpoint_requests", worker="0") == 10
+    assert told.named("mend_checkpoint_requests") == 2
+    told.record(RUNNING, msgspec.structs.replace(RUNNING, memory=MemoryStatus(limit_bytes=8192)))
+    assert told.named("mend_snapshot_step") == told.named("mend_snapshot_age_seconds") == 0
+    assert told.value("mend_memory_limit_bytes") == 8192

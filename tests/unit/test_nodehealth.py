@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mend.nodehealth import fingerprint, is_ready, problems, unusual_conditions
+from mend.nodehealth import RACKS, fingerprint, is_ready, leaving, problems, rack, unusual_conditions
 
 
 def a_node(*conditions: str, taints: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -62,3 +62,43 @@ def test_a_heartbeat_is_no_news() -> None:
     assert fingerprint(node) == fingerprint(later)
     assert fingerprint(node) != fingerprint(a_node("Ready=Unknown"))
     assert not is_ready(a_node("Ready=Unknown"))
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (a_node(*HEALTHY), ""),
+        (
+            a_node(taints=("aws-node-termination-handler/spot-itn:NoSchedule",)),
+            "taint aws-node-termination-handler/spot-itn",
+        ),
+        (
+            a_node(taints=("cloud.google.com/impending-node-termination:NoSchedule",)),
+            "taint cloud.google.com/impending-node-termination",
+        ),
+        (a_node(taints=("karpenter.sh/disrupted:NoSchedule",)), "taint karpenter.sh/disrupted"),
+        (a_node(taints=("ToBeDeletedByClusterAutoscaler:NoSchedule",)), "taint ToBeDeletedByClusterAutoscaler"),
+        (a_node("PreemptScheduled=True"), "condition PreemptScheduled"),
+        (a_node("PreemptScheduled=False"), ""),
+        (a_node(taints=("DeletionCandidateOfClusterAutoscaler:PreferNoSchedule",)), ""),
+        (a_node(taints=("node.kubernetes.io/unschedulable:NoSchedule",)), ""),
+        ({}, ""),
+    ],
+)
+def test_what_says_that_a_node_will_be_gone(node: dict[str, Any], said: str) -> None:
+    """The words of clouds and autoscalers that mean it; neither a cordon nor a mere candidate."""
+    assert leaving(node) == said
+
+
+def test_a_notice_is_news() -> None:
+    """Whoever trains on the node is looked at at once."""
+    taint = "karpenter.sh/disrupted:NoSchedule"
+    assert fingerprint(a_node(*HEALTHY)) != fingerprint(a_node(*HEALTHY, taints=(taint,)))
+
+
+def test_the_narrowest_label_names_the_rack() -> None:
+    """A zone is taken only where nothing better is known."""
+    labels = {RACKS[-1]: "zone-a", "topology.kubernetes.io/region": "r"}
+    assert rack({"metadata": {"labels": labels}}) == f"{RACKS[-1]}=zone-a"
+    assert rack({"metadata": {"labels": labels | {RACKS[0]: "r7"}}}) == f"{RACKS[0]}=r7"
+    assert rack(a_node()) == rack({}) == ""

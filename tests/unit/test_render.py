@@ -133,6 +133,13 @@ def test_credentials_join_the_users_sources() -> None:
     assert trainer["ports"] == [{"containerPort": 9000}, {"name": "mend-agent", "containerPort": 7117}]
 
 
+def test_the_stores_authority_comes_with_its_credentials() -> None:
+    """`ca.crt` of the Secret with the credentials, where there is one, reaches the ranks as a variable of its own."""
+    _, trainer = a_worker()
+    (found,) = [each for each in trainer["env"] if each["name"] == protocol.ENV_STORE_AUTHORITY]
+    assert found["valueFrom"] == {"secretKeyRef": {"name": "s3-keys", "key": "ca.crt", "optional": True}}
+
+
 def test_the_rest_of_the_template_is_left_alone() -> None:
     """Selectors, sidecars and grace are the user's; restarts are mend's. The spec itself is not written to."""
     before = copy.deepcopy(SPEC.workers.template)

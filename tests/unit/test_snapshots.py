@@ -154,8 +154,16 @@ def test_the_status_tells_what_lies_in_memory_and_since_when() -> None:
     assert with_memory(SPEC, status, now, BEGUN + 5).memory == expected
     one = replace(now, agents=agents[:1])
     assert with_memory(SPEC, status, one, BEGUN).memory == MemoryStatus(
-        step=19, attempt=1, seen_at=BEGUN, workers=1, needed_bytes=4 * GIB
+        step=19, attempt=1, seen_at=BEGUN, workers=1, copied=False, needed_bytes=4 * GIB
     )
+    newer = (replace(agents[0], heartbeat=replace(agents[0].heartbeat, held=(*agents[0].heartbeat.held, held(20, 1)))),)
+    ahead = with_memory(SPEC, status, replace(now, agents=(*newer, agents[1])), BEGUN + 9).memory
+    assert ahead is not None
+    assert (ahead.step, ahead.seen_at, ahead.copied) == (20, BEGUN + 9, True)  # step 19 lies on both
+    alone = replace(one, status=replace(now.status, participants=(0,)))
+    known = with_memory(SPEC, alone.status, alone, BEGUN).memory
+    assert known is not None
+    assert known.copied is None
     assert with_memory(SPEC, status, replace(now, agents=()), BEGUN).memory is None
 
 

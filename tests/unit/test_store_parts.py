@@ -23,8 +23,10 @@ from mend.store import (
 )
 from mend.store.parallel import each
 from mend.store.retry import is_transient, until
-from mend.store.s3 import MAX_PARTS, PART_BYTES, Credentials, cut, part_length
+from mend.store.s3 import PART_BYTES
+from mend.store.s3_client import Credentials
 from mend.store.s3_errors import translate
+from mend.store.views import MAX_PARTS, cut, part_length
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 50))

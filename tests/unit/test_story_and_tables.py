@@ -22,7 +22,9 @@ from mend.model import (
     IncidentRecord,
     Ledger,
     LimitInForce,
+    MemoryStatus,
     Observation,
+    Origin,
     PodPhase,
     RunPhase,
     RunStatus,
@@ -32,7 +34,7 @@ from mend.model import (
     WorkerPod,
 )
 from mend.observe import own_word
-from mend.protocol import Ancestor, Phase, Point
+from mend.protocol import Ancestor, CheckpointRef, Phase, Point
 from mend.show import age, description, runs_table
 from mend.story import tell
 from world import a_spec
@@ -154,6 +156,43 @@ def test_mend_describe() -> None:
         assert words in told
     assert "Checkpoint: step 59, 30s ago, s3://b/clio/step-59" in told
     assert "blamed   rank 3 on worker 1" in told
+
+
+def test_mend_describe_shows_what_lies_in_memory_and_where_this_attempt_came_from() -> None:
+    """The newest step that memory would bring back, how safe it is, what it needs; and the origin of the state."""
+    memory = MemoryStatus(
+        step=62, attempt=2, seen_at=NOW - 4, workers=4, copied=True, needed_bytes=12 << 30, limit_bytes=64 << 30
+    )
+    ref = CheckpointRef(uri="memory:0a1b", step=39, attempt=1)
+    status = msgspec.structs.replace(STATUS, memory=memory, restored_step=39, origin=Origin.PEER, restore=(ref,))
+    told = printed(*description(an_observation(status), [], NOW))
+    began = "this attempt began from the snapshot of step 39, with copies that a buddy kept"
+    assert f"Lineage: attempt 1 to step 39; {began}" in told
+    assert "In memory: step 62 of attempt 2 on 4 workers, copied to buddies, for 4s" in told
+    assert "Snapshots need 12 GiB in each worker of its limit of 64 GiB" in told
+    assert "May restart from: step 39 of attempt 1, in the memory of workers" in told
+    bare = MemoryStatus(step=62, attempt=2, workers=1, copied=False, needed_bytes=1 << 20)
+    told = printed(*description(an_observation(msgspec.structs.replace(STATUS, memory=bare)), [], NOW))
+    assert "In memory: step 62 of attempt 2 on 1 worker, NOT copied to buddies yet" in told
+    assert "Snapshots need 1 MiB in each worker, which has no limit" in told
+    assert "Lineage: attempt 1 to step 39; this attempt has not said yet what it begins with" in told
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        (Origin.RANKS, "from step 39 in the memory of its peers"),
+        (Origin.MEMORY, "from the snapshot of step 39 in its workers' own memory"),
+        (Origin.PEER, "from the snapshot of step 39, with copies that a buddy kept"),
+        (Origin.STORE, "from the checkpoint of step 39"),
+        (None, "from the checkpoint of step 39"),
+    ],
+)
+def test_the_story_says_where_the_state_came_from(origin: Origin | None, words: str) -> None:
+    """An older mend did not note it: then it was a checkpoint."""
+    back = msgspec.structs.replace(HANG, origin=origin)
+    told = list(tell("ml/clio", msgspec.structs.replace(STATUS, incidents=(back,))))
+    assert any(line.endswith(f"restart-ranks, {words}") for line in told)
 
 
 def test_mend_describe_shows_strikes() -> None:

@@ -39,6 +39,11 @@ class Arenas:
         return step if found == attempt else -1
 
     @property
+    def needed_bytes(self) -> int:
+        """What this worker's snapshots need in all; 0 before its ranks know."""
+        return max((words.needed_bytes for words in self.words), default=0)
+
+    @property
     def are_in_debt(self) -> bool:
         """Whether the store is still to get anything."""
         return any(words.is_in_debt for words in self.words)

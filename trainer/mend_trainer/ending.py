@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from mend_trainer.arenas import Arenas
 from mend_trainer.gang import Gang
 from mend_trainer.ranks import Rank
 
@@ -17,19 +18,33 @@ _POLL_SECONDS: Final = 0.02  # a page is memory: looking at it costs microsecond
 _GOODBYE_SECONDS: Final = 1.0  # between SIGTERM and SIGKILL, once the state is saved
 
 
-async def save_and_end(gang: Gang, seconds: float) -> bool:
-    """Ask for a save, wait for it to be committed, then end the ranks, all within `seconds`; whether it was saved."""
-    deadline = time.monotonic() + seconds
-    saved = await _save(gang, deadline)
+async def save_and_end(gang: Gang, seconds: float, arenas: Arenas, wake: Callable[[], None]) -> bool:
+    """Ask for a save, wait for it to be committed, then end the ranks, all within `seconds`; whether it was saved.
+
+    Ranks that are gone, or do not come to the end of their step within half of that time, cannot save any more: then
+    the newest of their snapshots is saved instead, if it is not yet.
+    """
+    began = time.monotonic()
+    deadline = began + seconds
+
+    def flush() -> None:
+        arenas.ask()
+        wake()
+
+    saved = await _save(gang, deadline, began + seconds / 2, flush)
     gang.terminate()
     # Ranks that never completed a step have no state to lose, or know nothing of mend: SIGTERM is what they were told.
     goodbye = min(deadline, time.monotonic() + _GOODBYE_SECONDS) if saved else deadline
     await _wait_until(lambda: not gang.alive, goodbye)
     gang.kill()
+    if not saved:
+        flush()
+    if arenas.are_in_debt and not await _wait_until(lambda: not arenas.are_in_debt, deadline):
+        log.warning("attempt %d: a snapshot was not saved in time", gang.launch.attempt)
     return saved
 
 
-async def _save(gang: Gang, deadline: float) -> bool:
+async def _save(gang: Gang, deadline: float, patient_until: float, flush: Callable[[], None]) -> bool:
     wanted: dict[Rank, int] = {}
     for rank in gang.alive:
         if rank.rejoins_since is not None:
@@ -45,7 +60,9 @@ async def _save(gang: Gang, deadline: float) -> bool:
         return all(gang.committed_step(rank) >= step for rank, step in wanted.items())
 
     margin = min(_GOODBYE_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
-    await _wait_until(lambda: committed() or not gang.alive, deadline - margin)
+    if not await _wait_until(lambda: committed() or not gang.alive, min(patient_until, deadline - margin)):
+        flush()
+        await _wait_until(lambda: committed() or not gang.alive, deadline - margin)
     if saved := committed():
         step = max(gang.committed_step(rank) for rank in wanted)
         log.info("attempt %d: saved at step %d", gang.launch.attempt, step)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,6 +46,8 @@ from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
+from mend_trainer.need import check, needed_bytes
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.progress import ProgressPage
 from mend_trainer.rejoining import Rejoining
 from mend_trainer.reporting import Reporter, describe
@@ -147,7 +148,6 @@ class Session(Generic[B]):
         )
         self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
         self._reporter = Reporter.from_environment()
-        self._reporting = threading.Lock()  # the checkpointer reports from a thread of its own
         self._curve = Curve(self._page, self._report if self.rank == 0 else None)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
@@ -201,7 +201,17 @@ class Session(Generic[B]):
             )
         if not self._take_up(launch):
             self._restore(launch)
+        if self._checkpointer is not None:
+            self._check_memory(self._checkpointer, copies=bool(launch.buddy))
         self._step_began = time.monotonic()
+
+    def _check_memory(self, checkpointer: Checkpointer, *, copies: bool) -> None:
+        """Better told now than by the kernel at the first save."""
+        optimizers = self._optimizer if isinstance(self._optimizer, Sequence) else [self._optimizer]
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = needed_bytes(self._model, optimizers, world=self.world_size, ranks_here=ranks_here, copies=copies)
+        checkpointer.arena.words.needed_bytes = needed
+        check(needed, checkpointer.bytes_in_memory, pod_memory())
 
     def _make_checkpointer(self, launch: Launch, plan: CheckpointPlan) -> Checkpointer:
         before = self._checkpointer
@@ -215,7 +225,7 @@ class Session(Generic[B]):
                 mark=self._page.mark,
                 config_digest=self._config_digest,
                 store=before.store if before is not None else None,
-                arena=before.arena if before is not None else None,
+                arena=before.agents_arena if before is not None else None,
                 may_repeat=self._weights_may_stand_still,
             )
 
@@ -433,12 +443,11 @@ class Session(Generic[B]):
         deadline = time.monotonic() + _COMMIT_SECONDS
         while not checkpointer.wait(_SIGN_SECONDS) and checkpointer.in_flight and time.monotonic() < deadline:
             self._page.mark()
-        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)])
+        (failed,) = checkpointer.agreeing.maximum([not checkpointer.wait(0.0)], self._page.mark)
         return not failed
 
     def _report(self, report: Report) -> None:
-        with self._reporting:
-            self._reporter.send(report)
+        self._reporter.send(report)
 
 
 def _pauses(total_seconds: float) -> Iterator[float]:

@@ -36,6 +36,7 @@ class ArenaWord(IntEnum):
 
     MAGIC = 0
     COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
+    NEEDED = 2  # by the rank: bytes that the snapshots of its whole worker need
 
 
 class SlotWord(IntEnum):
@@ -50,6 +51,7 @@ class SlotWord(IntEnum):
     DIGESTED = 6  # the saver: the sequence whose digests are there
     DIGESTS_BYTES = 7  # the saver
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
+    REACHED = 9  # the rank: attempt and step of what it holds, in one word
 
 
 class Words:
@@ -92,8 +94,9 @@ class Words:
         return max(whole, key=lambda slot: self.get(slot, SlotWord.SEQUENCE), default=None)
 
     def ask(self) -> bool:
-        """Have the newest snapshot saved, if it is not already owed or settled; whether anything is owed now."""
-        if (slot := self.newest) is not None:
+        """Have the newest snapshot saved, if it is newer than all that was committed; whether anything is owed now."""
+        slot = self.newest
+        if slot is not None and self.get(slot, SlotWord.REACHED) > self._words[ArenaWord.COMMITTED]:
             sequence = self.get(slot, SlotWord.SEQUENCE)
             if self.get(slot, SlotWord.OWED) != sequence:
                 self.put(slot, SlotWord.ASKED, sequence)
@@ -102,13 +105,26 @@ class Words:
     @property
     def committed(self) -> tuple[int, int]:
         """Attempt and step of the newest checkpoint that came of this arena; (0, -1) before the first."""
-        packed = self._words[ArenaWord.COMMITTED]
-        return packed >> _STEP_BITS, packed % (1 << _STEP_BITS) - 1
+        reached = self._words[ArenaWord.COMMITTED]
+        return reached >> _STEP_BITS, reached % (1 << _STEP_BITS) - 1
 
     @committed.setter
     def committed(self, attempt_and_step: tuple[int, int]) -> None:
-        attempt, step = attempt_and_step
-        self._words[ArenaWord.COMMITTED] = (attempt << _STEP_BITS) + step + 1
+        self._words[ArenaWord.COMMITTED] = packed(*attempt_and_step)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the snapshots of the worker need, as the rank has found; 0 before."""
+        return self._words[ArenaWord.NEEDED]
+
+    @needed_bytes.setter
+    def needed_bytes(self, count: int) -> None:
+        self._words[ArenaWord.NEEDED] = count
+
+
+def packed(attempt: int, step: int) -> int:
+    """Both in one word that grows with them; a step may be -1."""
+    return (attempt << _STEP_BITS) + step + 1
 
 
 def create_arena(name: str) -> int:

@@ -21,6 +21,7 @@ from mend.protocol import (
     Gather,
     Heartbeat,
     Launch,
+    MemoryReport,
     Order,
     SaveNow,
     Stop,
@@ -34,6 +35,7 @@ from mend_trainer.evidence import gather
 from mend_trainer.gang import Gang
 from mend_trainer.kernel import Reaper
 from mend_trainer.logs import Output
+from mend_trainer.podmemory import pod_memory
 from mend_trainer.procfs import OutOfMemoryKills
 from mend_trainer.runtime import RuntimeFolder
 from mend_trainer.savers import Came, Guide, Holding, Said
@@ -45,6 +47,7 @@ from mend_trainer.told import PointHistory, save_report
 log = logging.getLogger(__name__)
 
 _LONELY_SECONDS: Final = 60.0  # a finished agent waits this long for a controller to come and end it
+_FLUSH_SECONDS: Final = 20.0  # after the last rank has gone, the newest snapshot is saved
 _LONELY_POLL_SECONDS: Final = 1.0
 _BURIAL_SECONDS: Final = 5.0
 
@@ -73,6 +76,7 @@ class Supervisor:
         command = understand(settings.command)
         self._arenas = Arenas(settings.ranks_per_worker)
         self._holding = Holding()
+        self._memory_limit = pod_memory().limit_bytes
         self._standbys = Standbys(
             loop=loop,
             reaper=self._reaper,
@@ -133,6 +137,7 @@ class Supervisor:
         """A whole snapshot, as of now."""
         now = time.monotonic()
         gang, state = self._gang, self.state
+        needed = self._arenas.needed_bytes
         self._sequence += 1
         return Heartbeat(
             attempt=self.attempt,
@@ -148,6 +153,7 @@ class Supervisor:
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
             saver_port=self._holding.port,
+            memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             terminating=self._terminating,
         )
 
@@ -162,6 +168,7 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
+                return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store
@@ -252,8 +259,8 @@ class Supervisor:
     # ------------------------------------------------------------ ending
     async def _end(self, gang: Gang | None, grace_seconds: float) -> None:
         """End the ranks."""
-        if gang is not None and gang.alive and grace_seconds > 0:
-            await save_and_end(gang, grace_seconds)
+        if gang is not None and grace_seconds > 0:
+            await save_and_end(gang, grace_seconds, self._arenas, self._standbys.wake_saver)
         elif gang is not None:
             gang.kill()
         self._changed()
@@ -295,8 +302,12 @@ class Supervisor:
             self._leave(ExitCode.AGENT_FAILED)
 
     async def leave_when_forgotten(self) -> None:
-        """A finished agent whose controller does not come back ends by itself, so that its pod can."""
+        """A finished agent whose controller does not come back ends by itself, so that its pod can.
+
+        And what ranks that are gone, without others in their place, have left in memory is saved.
+        """
         lonely_since: float | None = None
+        gone_since: float | None = None
         while True:
             if self.state is AgentState.FINISHED and not self.bell.listeners:
                 lonely_since = lonely_since or time.monotonic()
@@ -305,6 +316,11 @@ class Supervisor:
                     return
             else:
                 lonely_since = None
+            if self._gang is None or not self._gang.is_over or self._gang.has_succeeded:
+                gone_since = None
+            elif time.monotonic() - (gone_since := gone_since or time.monotonic()) > _FLUSH_SECONDS:
+                self._arenas.ask()  # what is saved already is not saved again
+                self._standbys.wake_saver()
             await asyncio.sleep(_LONELY_POLL_SECONDS)
 
     async def clean_up(self) -> None:

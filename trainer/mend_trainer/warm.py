@@ -22,7 +22,7 @@ from typing import Final, Literal
 import msgspec
 
 from mend.protocol import ExitCode, Message
-from mend.store.s3 import descriptions
+from mend.store.s3_client import descriptions
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.rank import become_rank, decode_post, leave, set_import_path

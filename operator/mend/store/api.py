@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mend.store.usage import Usage
+
 Buffer = bytes | bytearray | memoryview
 Data = Buffer | Sequence[Buffer]  # a sequence is written as one object, without being joined first where possible
 
@@ -18,6 +20,15 @@ class Entry:
     bytes: int = 0
     etag: str = ""
     modified_unix_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """An object whose writing began and has not ended. Its writer may be at work or gone: only its age tells."""
+
+    key: str  # of the object that it was to become
+    begun_unix_seconds: float  # by the store's clock
+    id: str  # what the store knows it by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +46,13 @@ class Store(Protocol):
         """The prefix that all keys are relative to, without a slash at its end."""
         ...
 
+    @property
+    def usage(self) -> Usage:
+        """What it has cost since it was opened."""
+        ...
+
     def put(self, key: str, data: Data) -> str:
-        """Write an object, whole or not at all; its ETag."""
+        """Write an object, whole or not at all; its ETag. Where it can be, what an earlier try has sent is kept."""
         ...
 
     def put_if_absent(self, key: str, data: Data) -> str:
@@ -55,12 +71,23 @@ class Store(Protocol):
         """Size and ETag of an object."""
         ...
 
-    def list(self, prefix: str = "", delimiter: str = "") -> Iterator[Entry]:
-        """Objects whose key begins with `prefix`, in the order of their keys, page by page as they are asked for."""
+    def list(self, prefix: str = "", delimiter: str = "", after: str = "") -> Iterator[Entry]:
+        """Objects whose key begins with `prefix`, in the order of their keys, page by page as they are asked for.
+
+        With `after` only those whose key comes after it. (A folder comes after every key that begins with its name.)
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there count as deleted."""
+        ...
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """What writers have begun under `prefix` and not ended, of whatever age."""
+        ...
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        """End it for good: what was sent is deleted, and its writer, if there is one, has to begin anew."""
         ...
 
     def probe(self) -> Probe:

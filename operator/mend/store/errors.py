@@ -11,10 +11,13 @@ class StoreError(Exception):
     reason: ClassVar[str] = "StoreError"
     remedy: ClassVar[str] = ""
 
-    def __init__(self, where: str, detail: str, *, transient: bool = False, remedy: str = "") -> None:
+    def __init__(
+        self, where: str, detail: str, *, transient: bool = False, remedy: str = "", retry_after_seconds: float = 0.0
+    ) -> None:
         self.where = where
         self.detail = detail
         self.transient = transient
+        self.retry_after_seconds = retry_after_seconds  # the pause that the service asked for
         remedy = remedy or self.remedy
         super().__init__(f"{where}: {detail}" + (f" ({remedy})" if remedy else ""))
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from mend.store.api import Data, Entry, Probe, pieces
+from mend.store.api import Data, Entry, Probe, Unfinished, pieces, size
 from mend.store.errors import AlreadyExists, Changed, Forbidden, Full, NotFound, StoreError, Unreachable, WrongAnswer
 from mend.store.probe import probe
 from mend.store.retry import until
+from mend.store.usage import Meter, Usage
 
 _UNFINISHED: Final = ".mend-unfinished-"
 _MAX_CALL_BYTES: Final = 1 << 26
@@ -29,6 +31,11 @@ class FileStore:
         self.root = root
         self.uri = f"file://{root}"
         self._deadline_seconds = deadline_seconds
+        self._meter = Meter()
+
+    @property
+    def usage(self) -> Usage:
+        return self._meter.read()
 
     def put(self, key: str, data: Data) -> str:
         return until(self._deadline_seconds, lambda: self._write(key, data, os.replace))
@@ -55,14 +62,31 @@ class FileStore:
         with self._translated(key):
             return _entry(key, (self.root / key).stat())
 
-    def list(self, prefix: str = "", delimiter: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "", delimiter: str = "", after: str = "") -> Iterator[Entry]:
+        self._meter.count("list")
         folder = prefix.rpartition("/")[0]
         for entry in self._walk(folder, deep=not delimiter):
-            if entry.key.startswith(prefix):
+            if entry.key.startswith(prefix) and entry.key > after:
                 yield entry
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        folder = self.root / prefix.rpartition("/")[0]
+        with self._translated(prefix):
+            for path in sorted(folder.rglob(f"{_UNFINISHED}*")):
+                key = str(path.with_name(_key_of(path.name)).relative_to(self.root))
+                if key.startswith(prefix):
+                    with contextlib.suppress(FileNotFoundError):  # ended meanwhile
+                        yield Unfinished(key=key, begun_unix_seconds=path.stat().st_mtime, id=path.name)
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        path = (self.root / unfinished.key).with_name(unfinished.id)
+        with self._translated(unfinished.key):
+            path.unlink(missing_ok=True)
+        self._remove_empty(path.parent)
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
+            self._meter.count("delete")
             path = self.root / key
             with self._translated(key), contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -75,7 +99,8 @@ class FileStore:
 
     def _write(self, key: str, data: Data, settle: Callable[[Path, Path], None]) -> str:
         path = self.root / key
-        unfinished = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
+        unfinished = path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}-{path.name}")
+        self._meter.count("put", sent=size(pieces(data)))
         # A folder that a deletion has just emptied may vanish under a writer: then the write is tried again.
         with self._translated(key, missing_is_transient=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +115,7 @@ class FileStore:
 
     def _read(self, key: str, into: memoryview, start: int, if_match: str) -> None:
         into = into.cast("B")
+        self._meter.count("get", received=into.nbytes)
         with self._translated(key), (self.root / key).open("rb", buffering=0) as file:
             found = _entry(key, os.fstat(file.fileno()))
             if if_match and found.etag != if_match:
@@ -137,6 +163,11 @@ class FileStore:
             yield
         except OSError as error:
             raise _translate(error, self._where(key), missing_is_transient) from error
+
+
+def _key_of(unfinished: str) -> str:
+    """The name that an unfinished file was to get."""
+    return re.sub(rf"^{re.escape(_UNFINISHED)}[0-9a-f]*-?", "", unfinished)
 
 
 def _translate(error: OSError, where: str, missing_is_transient: bool) -> StoreError:

@@ -1,55 +1,36 @@
-"""A bucket of any S3-compatible service as a store: boto3's plain client, parallel parts, a CRC on every upload.
+"""A bucket of any S3-compatible service as a store: boto3's plain client, parallel parts, a checksum on every upload.
 
 The parts of large objects are cut, sent and retried here and not by boto3's transfer manager: each part is retried on
-its own, the ETag of the whole comes back, and no CRT transfer can be switched on behind our back (it would ignore the
-endpoint on some instance types). The CRC is CRC-32: the one checksum that every compatible service knows.
+its own, an upload that was cut off is resumed, the ETag of the whole comes back, and no CRT transfer can be switched on
+behind our back (it would ignore the endpoint on some instance types).
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import functools
 import os
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
-import boto3
-import botocore.session
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.loaders import Loader, create_loader
-from urllib3.exceptions import HTTPError
 
-from mend.store.api import Data, Entry, Probe, pieces, size
-from mend.store.errors import AlreadyExists, BadAddress, Changed, NotFound, StoreError, Unreachable, WrongAnswer
+from mend.store.api import Data, Entry, Probe, Unfinished, pieces, size
+from mend.store.asking import Asking
+from mend.store.budget import RequestBudget
+from mend.store.errors import AlreadyExists, BadAddress, Changed, NotFound, Unreachable, WrongAnswer
 from mend.store.parallel import each
 from mend.store.probe import probe
-from mend.store.retry import until
+from mend.store.s3_client import ANSWER_SECONDS, Credentials, make_client
 from mend.store.s3_errors import translate
+from mend.store.uploads import Uploads
+from mend.store.usage import Usage
+from mend.store.views import Body
 
 PART_BYTES: Final = 64 << 20
-MAX_PARTS: Final = 10_000
-_WORKERS: Final = 4
+WORKERS: Final = 8
 _DELETE_BATCH: Final = 1000
 _SLOWEST_BYTES_PER_SECOND: Final = 1 << 16  # slower than a crowded network ever is: such an answer is stalled
-_CONNECT_SECONDS: Final = 5
-_ANSWER_SECONDS: Final = 30
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
-    """Keys of an S3 service; what is None is looked up where AWS tools look."""
-
-    access_key_id: str | None = None
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    region: str | None = None
 
 
 class S3Store:
@@ -63,30 +44,45 @@ class S3Store:
         credentials: Credentials | None,
         deadline_seconds: float,
         part_bytes: int = PART_BYTES,
+        workers: int = WORKERS,
+        *,
+        authority: str = "",
+        requests_per_second: float | None = None,
     ) -> None:
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._root = f"{prefix}/" if prefix else ""
-        self._deadline_seconds = deadline_seconds
         self._part_bytes = part_bytes
+        self._workers = workers
+        self._ask = Asking(deadline_seconds=deadline_seconds, budget=RequestBudget(requests_per_second))
+        keys = credentials or Credentials()
+        named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        in_clear = bool(named) and not str(named).startswith("https:")
         try:
-            self._client = _client(endpoint, credentials or Credentials())
-        except (ValueError, BotoCoreError) as error:  # ValueError: botocore's word for an endpoint that is no URL
-            given = f"endpoint {endpoint!r}, region {credentials.region if credentials else None!r}"
+            self._client = make_client(endpoint, keys, authority, sign_payload=in_clear)
+            sender = make_client(endpoint, keys, authority, sign_payload=False) if in_clear else self._client
+        except (ValueError, BotoCoreError, OSError) as error:  # ValueError: botocore's word for no URL
+            given = f"endpoint {endpoint!r}, region {keys.region!r}"
             raise BadAddress(self.uri, f"{given}: {error}") from error
+        # Parts travel unsigned over plain HTTP as well: their digests are in the manifest, which is signed.
+        self._uploads = Uploads(sender, self._ask, self._address, self._where, part_bytes, workers)
+
+    @property
+    def usage(self) -> Usage:
+        return self._ask.meter.read()
 
     def put(self, key: str, data: Data) -> str:
         views = pieces(data)
         if size(views) > self._part_bytes:
-            return self._put_parts(key, views)
-        return self._put_whole(key, b"".join(views))
+            return self._uploads.put(key, views)
+        return self._put_whole(key, views)
 
     def put_if_absent(self, key: str, data: Data) -> str:
-        body = b"".join(pieces(data))
+        views = pieces(data)
         try:
-            return self._put_whole(key, body, IfNoneMatch="*")
+            return self._put_whole(key, views, IfNoneMatch="*")
         except AlreadyExists:
-            if self.get(key) == body:  # written by an earlier try whose answer was lost
+            if self.get(key) == b"".join(views):  # written by an earlier try whose answer was lost
                 return self.head(key).etag
             raise
 
@@ -102,9 +98,10 @@ class S3Store:
 
         def fetch(offset: int) -> None:
             part = into[offset : offset + self._part_bytes]
-            self._call(key, lambda: self._get_range(key, part, start + offset, if_match))
+            where = self._where(key)
+            self._ask("get", where, lambda: self._get_range(key, part, start + offset, if_match), received=part.nbytes)
 
-        each(fetch, range(0, into.nbytes, self._part_bytes), _WORKERS)
+        each(fetch, range(0, into.nbytes, self._part_bytes), self._workers)
 
     def head(self, key: str) -> Entry:
         """Asked as a listing: the error of a HEAD has no body, so a wrong secret would look like a missing right."""
@@ -113,70 +110,49 @@ class S3Store:
                 return entry
         raise NotFound(self._where(key), "no such object")
 
-    def list(self, prefix: str = "", delimiter: str = "") -> Iterator[Entry]:
-        token: dict[str, str] | None = {}
-        while token is not None:
-            found, token = self._page(prefix, Delimiter=delimiter, **token)
-            yield from found
+    def list(self, prefix: str = "", delimiter: str = "", after: str = "") -> Iterator[Entry]:
+        options: dict[str, str] | None = {"StartAfter": self._root + after} if after else {}
+        while options is not None:
+            found, options = self._page(prefix, Delimiter=delimiter, **options)
+            yield from (entry for entry in found if entry.key > after)  # not every service knows StartAfter
 
     def delete(self, keys: Iterable[str]) -> None:
         names = [{"Key": self._root + key} for key in keys]
         for first in range(0, len(names), _DELETE_BATCH):
             self._delete_batch(names[first : first + _DELETE_BATCH])
 
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        skip = len(self._root)
+        for item in self._uploads.begun(prefix):
+            begun = item["Initiated"].timestamp()
+            yield Unfinished(key=item["Key"][skip:], begun_unix_seconds=begun, id=item["UploadId"])
+
+    def abandon(self, unfinished: Unfinished) -> None:
+        self._uploads.abort(unfinished.key, unfinished.id)
+
     def probe(self) -> Probe:
         return probe(self)
 
     def _delete_batch(self, names: Sequence[dict[str, str]]) -> None:
         wanted = {"Objects": names, "Quiet": True}
-        answer = self._call("", lambda: self._client.delete_objects(Bucket=self._bucket, Delete=wanted))
+        ask = self._client.delete_objects
+        answer = self._ask("delete", self.uri, lambda: ask(Bucket=self._bucket, Delete=wanted))
         for error in answer.get("Errors", []):
             refused = translate(ClientError({"Error": error}, "DeleteObjects"), f"{self.uri} ({error.get('Key')})")
             if not isinstance(refused, NotFound):
                 raise refused
 
-    def _put_whole(self, key: str, body: bytes, **conditions: str) -> str:
-        answer = self._call(
-            key,
-            lambda: self._client.put_object(**self._address(key), Body=body, ChecksumCRC32=_crc(body), **conditions),
-        )
-        return _etag(answer)
-
-    def _put_parts(self, key: str, views: Sequence[memoryview]) -> str:
-        address = self._address(key)
-        begun = self._call(key, lambda: self._client.create_multipart_upload(**address, ChecksumAlgorithm="CRC32"))
-        upload = {**address, "UploadId": begun["UploadId"]}
-
-        def send(part: tuple[int, list[memoryview]]) -> dict[str, Any]:
-            number, body = part[0], b"".join(part[1])
-            mark = {"PartNumber": number, "ChecksumCRC32": _crc(body)}
-            answer = self._call(key, lambda: self._client.upload_part(**upload, **mark, Body=body))
-            return {**mark, "ETag": answer["ETag"]}
-
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._abort, upload)
-            parts = each(
-                send, list(enumerate(cut(views, part_length(size(views), self._part_bytes)), start=1)), _WORKERS
+    def _put_whole(self, key: str, views: Sequence[memoryview], **conditions: str) -> str:
+        def send(checksum: dict[str, str]) -> Any:
+            ask = self._client.put_object
+            return self._ask(
+                "put",
+                self._where(key),
+                lambda: ask(**self._address(key), Body=Body(views), **checksum, **conditions),
+                sent=size(views),
             )
-            etag = self._complete(key, upload, parts, size(views))
-            undo.pop_all()
-        return etag
 
-    def _complete(self, key: str, upload: dict[str, str], parts: Sequence[dict[str, Any]], total: int) -> str:
-        try:
-            answer = self._call(
-                key, lambda: self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
-            )
-        except NotFound:  # completed by an earlier try whose answer was lost; the upload is gone, the object is there
-            found = self.head(key)
-            if found.bytes != total:
-                raise
-            return found.etag
-        return _etag(answer)
-
-    def _abort(self, upload: dict[str, str]) -> None:
-        with contextlib.suppress(StoreError):  # the failure that led here matters more
-            self._call(upload["Key"], lambda: self._client.abort_multipart_upload(**upload))
+        return etag_of(self._uploads.checksums.with_best(lambda best: send({best.field: best.of(views)})))
 
     def _get_range(self, key: str, into: memoryview, start: int, if_match: str) -> None:
         wanted = f"bytes={start}-{start + into.nbytes - 1}"
@@ -196,9 +172,11 @@ class S3Store:
 
     def _page(self, prefix: str, **options: Any) -> tuple[Sequence[Entry], dict[str, str] | None]:
         """One page of a listing, and what asks for the page after it."""
-        answer = self._call(
-            prefix,
-            lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._root + prefix, **options),
+        ask = self._client.list_objects_v2
+        answer = self._ask(
+            "list",
+            self._where(prefix),
+            lambda: ask(Bucket=self._bucket, Prefix=self._root + prefix, **options),
         )
         skip = len(self._root)
         found = [Entry(key=folder["Prefix"][skip:]) for folder in answer.get("CommonPrefixes", [])]
@@ -209,15 +187,6 @@ class S3Store:
         token = answer.get("NextContinuationToken")
         return sorted(found, key=lambda entry: entry.key), {"ContinuationToken": token} if token else None
 
-    def _call(self, key: str, ask: Callable[[], Answer]) -> Answer:
-        def translated() -> Answer:
-            try:
-                return ask()
-            except (ClientError, BotoCoreError, HTTPError) as error:
-                raise translate(error, self._where(key)) from error
-
-        return until(self._deadline_seconds, translated)
-
     def _address(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._root + key}
 
@@ -225,66 +194,13 @@ class S3Store:
         return f"{self.uri}/{key}" if key else self.uri
 
 
-def part_length(total: int, usual: int) -> int:
-    """The length of a part: as usual, or longer where the object would have too many parts."""
-    return max(usual, -(-total // MAX_PARTS))
-
-
-def cut(views: Sequence[memoryview], length: int) -> Iterator[list[memoryview]]:
-    """The views' bytes in runs of `length` (the last is shorter), without copying."""
-    run: list[memoryview] = []
-    room = length
-    for view in views:
-        while view.nbytes:
-            run.append(view[:room])
-            room -= run[-1].nbytes
-            view = view[run[-1].nbytes :]
-            if not room:
-                yield run
-                run, room = [], length
-    if run:
-        yield run
-
-
-def _client(endpoint: str | None, credentials: Credentials) -> Any:
-    named = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options: Any = {"addressing_style": "path"} if named else {}
-    if not named or named.startswith("https:"):
-        options["payload_signing_enabled"] = False  # TLS and the CRC guard the payload; SHA-256 would be the main cost
-    core = botocore.session.get_session()
-    core.register_component("data_loader", loader := descriptions())
-    session = boto3.Session(
-        botocore_session=core,
-        aws_access_key_id=credentials.access_key_id,
-        aws_secret_access_key=credentials.secret_access_key,
-        aws_session_token=credentials.session_token,
-        region_name=credentials.region,
-    )
-    loader.search_paths[:] = dict.fromkeys(loader.search_paths)  # each session adds the same
-    config = Config(
-        s3=options,
-        connect_timeout=_CONNECT_SECONDS,
-        read_timeout=_ANSWER_SECONDS,
-        retries={"total_max_attempts": 1},  # `until` retries, and knows the deadline
-        max_pool_connections=16,
-        tcp_keepalive=True,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    region = None if session.region_name else "us-east-1"
-    return session.client("s3", endpoint_url=endpoint, config=config, region_name=region)
-
-
-@functools.cache
-def descriptions() -> Loader:
-    """botocore's descriptions of S3, parsed once for all clients of this process: else each takes 70 ms of CPU."""
-    loader = create_loader()
-    loader.load_service_model("s3", "service-2")
-    return loader
+def etag_of(answer: dict[str, Any]) -> str:
+    """Without the quotes that it travels in."""
+    return str(answer["ETag"]).strip('"')
 
 
 def _fill(into: memoryview, body: Any, where: str) -> None:
-    give_up_at = time.monotonic() + _ANSWER_SECONDS + into.nbytes / _SLOWEST_BYTES_PER_SECOND
+    give_up_at = time.monotonic() + ANSWER_SECONDS + into.nbytes / _SLOWEST_BYTES_PER_SECOND
     while into.nbytes:
         read = body.readinto(into[: 1 << 20])
         if not read:
@@ -292,11 +208,3 @@ def _fill(into: memoryview, body: Any, where: str) -> None:
         into = into[read:]
         if into.nbytes and time.monotonic() > give_up_at:
             raise Unreachable(where, "the answer trickles", transient=True)
-
-
-def _crc(body: bytes) -> str:
-    return base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
-
-
-def _etag(answer: dict[str, Any]) -> str:
-    return str(answer["ETag"]).strip('"')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ import xxhash
 from mend.protocol import Ancestor, Message
 from mend_trainer.checkpoint.copying import Room, copy_in, pin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
-from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, region_start
+from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
 
 _HEADER, _DIGESTS, _OUTCOME, _DATA = 0, 1, 2, 4
 _POSITIVE: Final = (1 << 63) - 1
@@ -156,6 +157,7 @@ class Draft:
         self._arena.view(self.slot, _HEADER, len(said))[:] = said
         words.put(self.slot, SlotWord.HEADER_BYTES, len(said))
         words.put(self.slot, SlotWord.HEADER_CHECK, _check(said))
+        words.put(self.slot, SlotWord.REACHED, packed(header.origin.attempt, header.origin.step))
         if owed:
             words.put(self.slot, SlotWord.OWED, self.sequence)
         words.put(self.slot, SlotWord.SEQUENCE, self.sequence)
@@ -176,6 +178,7 @@ class Arena:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self.words = Words(descriptor)
         self._regions: dict[tuple[int, int], memoryview] = {}
         self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 import msgspec
 
 from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME
+from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, announcement_key
 from mend.store import NotFound, Store, WrongAnswer
 from mend_trainer.checkpoint.arena import Origin
 from mend_trainer.checkpoint.dcp import stock_metadata
 from mend_trainer.checkpoint.writer import Share, Written
 
 
-def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -> Manifest:
-    """Check that everything is there, then write `.metadata` for other tools and the manifest last.
+def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share], key: bytes | None = None) -> Manifest:
+    """Check that everything is there, then write `.metadata` for other tools and, last, the manifest, signed with a key.
 
     From the same shares everybody writes the same bytes, so it does no harm if two do. Raises ValueError if the shares
     do not cover every tensor, or the `StoreError` that stopped it.
@@ -36,9 +36,11 @@ def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share]) -
         tensors=entries_of(written),
         values=origin.values,
         config_digest=origin.config_digest,
+        save_id=folder.partition("/")[2].partition("-")[2],
     )
     store.put(f"{folder}/{DCP_METADATA_NAME}", pickle.dumps(stock_metadata(manifest, written)))
-    store.put_if_absent(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))
+    store.put(announcement_key(folder), b"")  # before the manifest: what is committed is announced
+    store.put_if_absent(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest, key))
     return manifest
 
 
@@ -55,7 +57,8 @@ def _stored(store: Store, folder: str, shares: Sequence[Share]) -> tuple[StoredO
         if found.bytes != share.bytes:
             where = f"{store.uri}/{folder}/{share.key}"
             raise WrongAnswer(where, f"has {found.bytes} bytes of the {share.bytes} that were uploaded")
-        objects.append(StoredObject(key=share.key, bytes=share.bytes, etag=found.etag))
+        stored = StoredObject(key=share.key, bytes=share.bytes, etag=found.etag, frame_digest=share.frame_digest)
+        objects.append(stored)
     return tuple(objects)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 _AT_ONCE_BYTES: Final = 64 << 20
+_MARK_SECONDS: Final = 0.05
 
 
 class Gang:
@@ -59,12 +61,17 @@ class Gang:
             for each, part in zip(some, torch.split(flat, [each.numel() for each in some]), strict=True):
                 each.detach().copy_(part.view(each.shape))
 
-    def maximum(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of all ranks' numbers, place by place."""
+    def maximum(self, numbers: Sequence[int], mark: Callable[[], None] | None = None) -> list[int]:
+        """The largest of all ranks' numbers, place by place; `mark` is called while others are waited for."""
         if self._group is None:
             return list(numbers)
         largest = torch.tensor(numbers, dtype=torch.int64)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert work is not None
+        while mark is not None and not work.is_completed():
+            mark()
+            time.sleep(_MARK_SECONDS)
+        work.wait()
         return [int(number) for number in largest]
 
 

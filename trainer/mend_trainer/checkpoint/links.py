@@ -70,6 +70,11 @@ class OwnSaver:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Its process; None before the first save."""
+        return self._process.pid if self._process is not None else None
+
     def wake(self, staged: Staged) -> None:
         """As the protocol says."""
         self.revive()

@@ -42,8 +42,7 @@ class Memory:
     @classmethod
     def of_this_worker(cls, own: Arena, holders: Sequence[Holder], connect: Connect | None) -> Memory:
         """With all arenas that the agent has named, and the rank's own."""
-        paths = [path for path in os.environ.get(ENV_ARENAS, "").split(",") if path]
-        return cls([own] if not paths else [Arena.attach(path) for path in paths], holders, connect)
+        return cls([own] if not (paths := _paths()) else [Arena.attach(path) for path in paths], holders, connect)
 
     def manifest(self, gang: Gang, save_id: str) -> Manifest:
         """Find the snapshots of that save, with all ranks of the gang; raises `NotHad` on all of them alike."""
@@ -109,6 +108,16 @@ class Memory:
         if url not in self._others:
             self._others[url] = self._connect(url)
         return self._others[url]
+
+
+def bytes_present(own: Arena) -> int:
+    """What all arenas of this worker take of its memory now."""
+    places: list[int | str] = [*_paths()] or [own.descriptor]
+    return sum(os.stat(place).st_blocks * 512 for place in places)  # noqa: PTH116 - or a descriptor
+
+
+def _paths() -> list[str]:
+    return [path for path in os.environ.get(ENV_ARENAS, "").split(",") if path]
 
 
 def assembled(sheets: Mapping[int, Sheet]) -> Manifest:

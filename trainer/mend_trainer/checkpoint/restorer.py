@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
-from mend.manifest import Manifest, NewerManifest, UnreadableManifest, decode_manifest
+from mend.manifest import Manifest, NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
 from mend.protocol import MANIFEST_NAME, QUARANTINE_NAME, Ancestor, CheckpointRef, Message, Quarantined, Report
 from mend.store import NotFound, Store, StoreError, of_reason
 from mend_trainer.checkpoint.dcp import Corrupt
@@ -73,6 +73,7 @@ def restore(
     state: Mapping[str, Any],
     report: Callable[[Report], None],
     mark: Callable[[], None],
+    key: bytes | None = None,
 ) -> RestoredState | None:
     """As `Checkpointer.restore`, of at least one candidate."""
     tensors = {".".join(path): leaf for path, leaf in leaves(state)}
@@ -81,7 +82,7 @@ def restore(
         try:
             if ref.save_in_memory:
                 return _remember(gang, memory, ref, tensors, mark)
-            return _restore_one(gang, store, ref, tensors, mark)
+            return _restore_one(gang, store, ref, tensors, mark, key)
         except _Rejected as rejected:
             rejections.append(f"{ref.uri}: {rejected.reason}")
             if ref.save_in_memory:  # it was never more than a hope: who said so may have died since
@@ -105,10 +106,17 @@ def folder_of(store: Store, ref: CheckpointRef) -> str:
 
 
 def _restore_one(
-    gang: Gang, store: Store, ref: CheckpointRef, tensors: Mapping[str, torch.Tensor], mark: Callable[[], None]
+    gang: Gang,
+    store: Store,
+    ref: CheckpointRef,
+    tensors: Mapping[str, torch.Tensor],
+    mark: Callable[[], None],
+    key: bytes | None,
 ) -> RestoredState:
     folder = folder_of(store, ref)
-    manifest = _agreed_manifest(gang, store, folder)
+    manifest = _agreed_manifest(gang, store, folder, key)
+    if elsewhere := misplacement(manifest, folder):
+        raise _Rejected(elsewhere, mark=True)
     return _restore_from(gang, store, folder, manifest, ref, tensors, mark)
 
 
@@ -152,8 +160,8 @@ def _restore_from(
     )
 
 
-def _agreed_manifest(gang: Gang, store: Store, folder: str) -> Manifest:
-    """Read by rank 0 alone, so that all ranks work from the same bytes."""
+def _agreed_manifest(gang: Gang, store: Store, folder: str, key: bytes | None) -> Manifest:
+    """Read by rank 0 alone, so that all ranks work from the same bytes; each checks the signature itself."""
     fetched = _fetch(store, f"{folder}/{MANIFEST_NAME}") if gang.rank == 0 else _Fetched()
     fetched = msgspec.json.decode(gang.hear_first(msgspec.json.encode(fetched)), type=_Fetched)
     if fetched.failure:
@@ -161,8 +169,8 @@ def _agreed_manifest(gang: Gang, store: Store, folder: str) -> Manifest:
     if fetched.missing:
         raise _Rejected(f"it has no manifest: {fetched.missing}", mark=False)
     try:
-        return decode_manifest(fetched.manifest)
-    except NewerManifest as error:
+        return decode_manifest(fetched.manifest, key)
+    except (NewerManifest, Untrusted) as error:
         raise _Rejected(f"its manifest: {error}", mark=False) from error
     except UnreadableManifest as error:
         raise _Rejected(f"its manifest: {error}", mark=True) from error

@@ -13,15 +13,18 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
-from mend.protocol import Held, SaveFailed
-from mend.store import Store, open_store
+from mend.protocol import Committed, Held, SaveFailed
+from mend.store import Store, StoreError, open_store
+from mend.verify import leave_note, verify
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.saving import Outcome, Saving
+from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said
 
@@ -48,6 +51,7 @@ class Saver:
         self._saving: dict[_Place, threading.Thread] = {}
         self._weights: dict[int, _Weights] = {}  # of each arena's last save
         self._resumes = True  # at the first look: what is owed then may have been begun by another saver
+        self._reading_back: threading.Thread | None = None
         self._lock = threading.Lock()
         self._told = Holding()
         self._stored_bytes = 0
@@ -110,6 +114,31 @@ class Saver:
                 self._stored_bytes += sum(block.bytes for block in header.blocks)
         snapshot.settle(msgspec.json.encode(outcome))
         self._say(snapshot, outcome)
+        if isinstance(outcome, Committed) and header.verify and header.rank == 0:
+            self._begin_reading_back(snapshot, outcome)
+
+    def _begin_reading_back(self, snapshot: Snapshot, committed: Committed) -> None:
+        """In a thread that nobody waits for: neither the next save nor the end of this process. One at a time."""
+        if self._reading_back is not None and self._reading_back.is_alive():
+            _log.warning("step %d is not read back: the one before still is", committed.checkpoint.step)
+            return
+        thread = threading.Thread(target=self._read_back, args=(snapshot, committed), name="mend-verify", daemon=True)
+        self._reading_back = thread
+        thread.start()
+
+    def _read_back(self, snapshot: Snapshot, committed: Committed) -> None:
+        header, ref = snapshot.header, committed.checkpoint
+        store = self._store_of(header.uri, header.endpoint)
+        folder = ref.uri.removeprefix(f"{store.uri}/")
+        try:
+            found = verify(store, folder, key_of(header.origin.run))
+            leave_note(store, folder, found, time.time())
+        except StoreError as error:
+            _log.warning("step %d could not be read back: %s", ref.step, error)
+            return
+        if found.is_damaged:
+            problem = "; ".join(found.problems)
+            self._say(snapshot, SaveFailed(step=ref.step, error=f"what was committed is not what was saved: {problem}"))
 
     def _say(self, snapshot: Snapshot, outcome: Outcome) -> None:
         origin = snapshot.header.origin

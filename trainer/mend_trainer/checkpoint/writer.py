@@ -35,6 +35,7 @@ class Share(Message, frozen=True, kw_only=True):
     origin: Origin | None = None  # rank 0's has it whole: whoever commits needs its values
     key: str = ""  # of its object, relative to the save; "" if it had nothing to write
     bytes: int = 0
+    frame_digest: str = ""  # of what lies around the blocks
     written: tuple[Written, ...] = ()
     weights: int = 0  # blocks of the model among them
     unchanged: int = 0  # how many of these are as in the save before
@@ -75,12 +76,15 @@ def write_blocks(store: Store, folder: str, snapshot: Snapshot, digests: Sequenc
     key = object_key(snapshot.header.rank)
     parts: list[bytes | memoryview] = []
     written: list[Written] = []
+    framing = xxhash.xxh3_128()
     position = 0
     for index, (block, digest) in enumerate(zip(blocks, digests, strict=True)):
         around = frame(block.dtype, block.sizes)
         record_bytes = len(around.head) + block.bytes + len(around.tail)
         padding = -record_bytes % _ALIGNMENT
         parts += [around.head, snapshot.raw(index), around.tail, bytes(padding)]
+        for frame_part in (around.head, around.tail, bytes(padding)):
+            framing.update(frame_part)
         chunk = Chunk(
             offsets=block.offsets,
             sizes=block.sizes,
@@ -102,7 +106,7 @@ def write_blocks(store: Store, folder: str, snapshot: Snapshot, digests: Sequenc
         )
         position += record_bytes + padding
     store.put(str(PurePosixPath(folder, key)), parts)
-    return Share(key=key, bytes=position, written=tuple(written))
+    return Share(key=key, bytes=position, frame_digest=framing.hexdigest(), written=tuple(written))
 
 
 def digest_all(snapshot: Snapshot) -> list[str]:

@@ -1,0 +1,14 @@
+"""The key that a run's manifests are signed with, as the pod was given it."""
+
+from __future__ import annotations
+
+import os
+
+from mend.manifest import signing_key
+from mend.protocol import ENV_SIGNING_KEY
+
+
+def key_of(run: str) -> bytes | None:
+    """The key of `run`; None if manifests are not to be signed. Raises ValueError for one that could be guessed."""
+    secret = os.environ.get(ENV_SIGNING_KEY, "")
+    return signing_key(secret.encode(), run) if secret else None
