@@ -172,8 +172,13 @@ def join_alone(port: str) -> None:
     torch.distributed.init_process_group("gloo")
 
 
-def opened(names: list[str], folder: Path, state: State) -> Iterator[tuple[str, Way | str]]:
-    """Each way, or why it cannot be gone here: found out by going it once, which also warms it up."""
+def opened(
+    names: list[str], folder: Path, state: State, meet: Callable[[], object] = lambda: None
+) -> Iterator[tuple[str, Way | str]]:
+    """Each way, or why it cannot be gone here: found out by going it once, which also warms it up.
+
+    `meet` waits for the other ranks, so that nothing is cleared away that one of them still looks at.
+    """
     for name in names:
         place = folder / name.replace(" ", "-").replace(",", "")
         try:
@@ -184,7 +189,9 @@ def opened(names: list[str], folder: Path, state: State) -> Iterator[tuple[str, 
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
             yield name, "needs CUDA" if "CUDA" in str(error) else f"failed: {type(error).__name__}"
             continue
+        meet()
         clear(place)
+        meet()
         yield name, way
 
 

@@ -77,7 +77,7 @@ def main(rounds: int, folder: Path, names: list[str]) -> None:
 
     step()
     ways = {"bare": Bare(), "copy": Copy(folder, size // dist.get_world_size())}
-    for name, way in opened(names, folder, state):
+    for name, way in opened(names, folder, state, dist.barrier):
         if isinstance(way, str):
             tell({"way": name, "why": way})
         else:
