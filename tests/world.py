@@ -390,7 +390,7 @@ class World:
         """The saver of a worker dies; the agent starts another."""
         for pod in self._pods_of(worker):
             if pod.agent is not None and pod.agent.saves:
-                pod.agent.lose_saver(self.now + seconds)
+                pod.agent.saver_back_at = self.now + seconds
 
     def announce_end_of_node(self, worker: int, notice: str) -> None:
         """The cloud says that the machine under a worker will soon be gone."""
@@ -556,15 +556,24 @@ class World:
 
     def _copy_snapshots(self) -> None:
         for pod in self.pods:
-            if pod.running and pod.agent is not None and pod.agent.saver_port and pod.agent.buddy:
+            if pod.running and pod.agent is not None and pod.agent.saver_back_at is None:
                 buddy = self._served_at(pod.agent.buddy)
                 if buddy is not None:
                     pod.agent.arena.copy_to(buddy, self.now)
 
     def _served_at(self, url: str) -> Arena | None:
         """What a saver serves, if it is there."""
-        savers = [(pod.index, pod.agent) for pod in self.pods if pod.running and pod.agent is not None]
-        found = (agent.arena for index, agent in savers if saver_url(f"10.0.0.{index}", agent.saver_port) == url)
+        agent = self._agent_at(url)
+        return agent.arena if agent is not None and agent.saver_back_at is None else None
+
+    def _has_no_saver(self, url: str) -> bool:
+        """Whether whoever asks there hears nothing yet."""
+        agent = self._agent_at(url)
+        return agent is not None and agent.saver_back_at is not None
+
+    def _agent_at(self, url: str) -> Agent | None:
+        living = [(pod.index, pod.agent) for pod in self.pods if pod.running and pod.agent is not None]
+        found = (agent for index, agent in living if saver_url(f"10.0.0.{index}", agent.saver_port) == url)
         return next(found, None) if url else None
 
     def _check_restore(self, gang: Gang) -> None:
@@ -866,7 +875,7 @@ class World:
 
     def _new_gang(self, launch: Launch) -> Gang:
         gang = Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
-        gang.memory_every, gang.fetch = self.memory, self._served_at
+        gang.memory_every, gang.fetch, gang.is_silent = self.memory, self._served_at, self._has_no_saver
         return gang
 
     def _prune(self, uris: tuple[str, ...]) -> None:

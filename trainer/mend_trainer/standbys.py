@@ -65,6 +65,7 @@ class Standbys:
         host: str,
         wanted: int,
         arenas: Arenas,
+        listener: socket.socket | None,
         changed: Callable[[], None],
         on_said: Callable[[Said], None],
     ) -> None:
@@ -79,6 +80,7 @@ class Standbys:
         self._zygote: socket.socket | None = None
         self._keeper: Standby | None = None
         self._saver: Standby | None = None
+        self._listener = listener  # the saver's; ours too, so that its place outlives it
         self._saver_is_asked_for = False
         self._saver_pause = _RESTART_SECONDS[0]
         self._guide = Guide()
@@ -88,6 +90,11 @@ class Standbys:
         self._news = asyncio.Event()
         self._closed = False
         self._start()
+
+    @property
+    def saver_port(self) -> int:
+        """Where the saver serves snapshots, whether it is up or not yet; 0: it does not."""
+        return int(self._listener.getsockname()[1]) if self._listener is not None and not self._closed else 0
 
     @property
     def ready(self) -> int:
@@ -128,6 +135,8 @@ class Standbys:
                 kill_group(child.pid)
         if self._saver is not None:
             self._loop.remove_reader(self._saver.channel)
+        if self._listener is not None:
+            self._listener.close()
 
     # ------------------------------------------------------------ the zygote
     def _start(self) -> None:
@@ -196,12 +205,12 @@ class Standbys:
         for _ in range(self._wanted - len(self._ready) - len(self._born)):
             self._ask_for(Birth(role="standby"), self._standby_ended)
 
-    def _ask_for(self, birth: Birth, on_end: Callable[[Standby, Ending], None]) -> None:
+    def _ask_for(self, birth: Birth, on_end: Callable[[Standby, Ending], None], *more: socket.socket) -> None:
         assert self._zygote is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
-            socket.send_fds(self._zygote, [msgspec.json.encode(birth)], [theirs.fileno()])
+            socket.send_fds(self._zygote, [msgspec.json.encode(birth)], [each.fileno() for each in (theirs, *more)])
         except OSError:  # it just died; the reaper tells
             ours.close()
             self._saver_is_asked_for = self._saver_is_asked_for and birth.role != "saver"
@@ -275,7 +284,7 @@ class Standbys:
             return
         self._saver_is_asked_for = True
         birth = Birth(role="saver", arenas=self._arenas.own, copies=self._arenas.copies)
-        self._ask_for(birth, self._saver_ended)
+        self._ask_for(birth, self._saver_ended, *([self._listener] if self._listener else []))
 
     def _hear_saver(self, saver: Standby) -> None:
         try:
