@@ -26,6 +26,7 @@ from mend.manifest import decode_manifest
 from mend.model import AgentView, RunStatus, StoredCheckpoint
 from mend.protocol import (
     AGENT_PORT,
+    ENV_TLS_PEM,
     MANIFEST_NAME,
     QUARANTINE_NAME,
     Ancestor,
@@ -37,6 +38,7 @@ from mend.protocol import (
     RankReport,
 )
 from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
+from mend.selfsigned import self_signed
 from mend.spec import Checkpointing
 from mend.store import Store, open_store
 from mortal_server import MortalServer
@@ -46,6 +48,7 @@ from s3 import S3Server
 PROGRAM = Path(__file__).parent / "programs" / "reaching.py"
 RUN = ("tests", "run")
 UID = "uid-of-the-run"
+TLS_PEM = self_signed("tests/run")
 SAVER = "mend-saver"  # the name of its process
 SAVE_EVERY_STEPS = 3
 PATIENCE_SECONDS = 60.0
@@ -278,8 +281,6 @@ class SavingGang:
     async def restored(self) -> list[str]:
         """Wait until every rank has taken up a state; the promises that this has broken."""
         await self._until(self._all_restored, f"attempt {self.attempt} with a state on every rank")
-        beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
-        self.restored_from = next((beat.restored.uri for beat in beats if beat.restored is not None), "")
         return broken_by(self.history(), self.attempt)
 
     def _all_restored(self) -> bool:
@@ -292,11 +293,18 @@ class SavingGang:
             try:
                 broken = await self.restored()
                 await self.saved()
+                self.restored_from = self._told_of_restoring()
             except Ended as ended:
                 why = str(ended)
                 continue
             return broken
         raise NotBack(f"not back after {TRIES} launches: {why}")
+
+    def _told_of_restoring(self) -> str:
+        """The uri that rank 0 has named."""
+        beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
+        told = [beat.restored.uri for beat in beats if beat.attempt == self.attempt and beat.restored is not None]
+        return next(iter(told), "")
 
     async def saved(self, more: int = 1, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the present attempt has committed that many more checkpoints than it had."""
@@ -375,7 +383,7 @@ class SavingGang:
             "AWS_ACCESS_KEY_ID": keys.access_key_id or "",
             "AWS_SECRET_ACCESS_KEY": keys.secret_access_key or "",
             "AWS_REGION": keys.region or "us-east-1",
-            "PYTHONPATH": str(PROGRAM.parent),
+            ENV_TLS_PEM: TLS_PEM,
         }
         command = [sys.executable, str(PROGRAM)]
         return AgentProcess(command, self.folder, worker=worker, ranks=self.ranks_per_worker, env=env)
