@@ -34,6 +34,7 @@ class S3Server:
 
     endpoint: str
     bucket: str = "runs"
+    pid: int = 0  # of the process that serves; 0: not ours
     credentials: Credentials = field(
         default_factory=lambda: Credentials(access_key_id=KEY_ID, secret_access_key=SECRET)
     )
@@ -62,9 +63,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ministack(folder: Path) -> Iterator[S3Server]:
+def ministack(folder: Path, port: int = 0) -> Iterator[S3Server]:
     """Right about conditional writes and checksums; takes any credentials; in memory."""
-    port = free_port()
+    port = port or free_port()
     env = os.environ | {
         "BIND_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
@@ -78,9 +79,9 @@ def ministack(folder: Path) -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
-def rclone(folder: Path) -> Iterator[S3Server]:
+def rclone(folder: Path, port: int = 0) -> Iterator[S3Server]:
     """Durable plain files under `folder`/data; checks the secret; ignores conditional writes."""
-    port = free_port()
+    port = port or free_port()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY_ID},{SECRET}"]
@@ -92,9 +93,9 @@ def rclone(folder: Path) -> Iterator[S3Server]:
 @contextlib.contextmanager
 def _running(command: list[str], env: dict[str, str], folder: Path, port: int) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True)
-    server = S3Server(endpoint=f"http://127.0.0.1:{port}")
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    server = S3Server(endpoint=f"http://127.0.0.1:{port}", pid=process.pid)
     try:
         _make_bucket(server, process, folder / "server.log")
         yield server
@@ -110,6 +111,8 @@ def _make_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) 
             server.client().create_bucket(Bucket=server.bucket)  # type: ignore[attr-defined]
             return
         except (BotoCoreError, ClientError) as error:
+            if "BucketAlready" in str(error):  # from before it was started again
+                return
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the S3 server does not come up: {log.read_text()[-2000:]}") from error
             time.sleep(0.05)
@@ -233,6 +236,13 @@ class FaultyProxy:
         self._forward(handler, body, kind)
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
+        answer, content = self._ask(handler, body)
+        if kind == "lose":
+            return
+        self._tell(handler, answer, content, len(content) // 2 if kind == "cut" else len(content))
+
+    def _ask(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        """The server's own answer to the request."""
         upstream = http.client.HTTPConnection(str(self._target.hostname), self._target.port, timeout=60)
         with contextlib.closing(upstream):
             upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
@@ -241,9 +251,12 @@ class FaultyProxy:
                     upstream.putheader(name, value)
             upstream.endheaders(body)
             answer = upstream.getresponse()
-            content = answer.read()
-        if kind == "lose":
-            return
+            return answer, answer.read()
+
+    def _tell(
+        self, handler: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, content: bytes, length: int
+    ) -> None:
+        """Hand an answer on, or so many bytes of its content."""
         handler.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -252,7 +265,7 @@ class FaultyProxy:
         handler.send_header("Connection", "close")
         handler.end_headers()
         if handler.command != "HEAD":
-            handler.wfile.write(content[: len(content) // 2] if kind == "cut" else content)
+            handler.wfile.write(content[:length])
 
     def _lay(self, fault: Fault) -> None:
         with self._lock:

@@ -215,7 +215,7 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     while True:
         heard = select.select(ears, [], [], _LOOK_SECONDS)[0]
         if channel in heard:
-            if not (message := channel.recv(MESSAGE_BYTES)):
+            if not (message := _heard(channel)):
                 break
             if exchange:
                 exchange.follow(decode_guide(message))
@@ -226,6 +226,14 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     saver.look()
     while saver.is_busy:
         select.select([], [], [], _LOOK_SECONDS)
+
+
+def _heard(channel: socket.socket) -> bytes:
+    """The next message; nothing once nobody is there, also if they went without having read what was told them."""
+    try:
+        return channel.recv(MESSAGE_BYTES)
+    except ConnectionResetError:
+        return b""
 
 
 def _let_go_of_output() -> None:

@@ -1,0 +1,85 @@
+"""The checkpoint campaign in its short form: every kind of fault once, at gangs of real agents, savers and ranks.
+
+The long one, at random moments and in random order, is `make bench-checkpoints`.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from s3 import ministack
+from saving_faults import DURABLE, KINDS, Ground, Plan, When, a_plan
+from saving_gang import a_saving_gang
+from saving_injection import Result, a_ground, inject
+
+SEED = 7
+ON_RCLONE = {When.RESTORING}  # beside what only a durable store can live through
+
+
+def the_plans(ground: Ground, workers: int, ranks: int, names: list[str]) -> list[Plan]:
+    """One injection of each kind; the same moments, victims and bytes each time."""
+    return [
+        a_plan(KINDS[name], number, ground, workers, ranks, random.Random(f"{SEED}/{name}"))
+        for number, name in enumerate(names)
+    ]
+
+
+async def carried_out(folder: Path, plans: list[Plan]) -> list[Result]:
+    """What came of these, one after the other at one gang; nothing in the store is wrong afterwards."""
+    async with a_ground(folder, plans[0]) as gang:
+        results = []
+        for plan in plans:
+            results.append(await inject(gang, plan))
+            assert not results[-1].broken, results[-1]
+        assert gang.wrong_in_store() == []
+    return results
+
+
+def kinds(ground: Ground, whens: set[When]) -> list[str]:
+    """Those that meet this part of a checkpoint's life on this ground."""
+    return [
+        name
+        for name, kind in KINDS.items()
+        if (ground is Ground.RCLONE) == (kind.grounds == DURABLE or kind.when in ON_RCLONE) and kind.when in whens
+    ]
+
+
+ROUNDS = {
+    "while saving, at a store that is right about everything": (Ground.MINISTACK, 1, 2, {When.SAVING}),
+    "at rest and in memory, at a store that is right about everything": (Ground.MINISTACK, 2, 1, {When.RESTING}),
+    "while restoring, and at a store that dies and ignores conditions": (Ground.RCLONE, 1, 2, set(When)),
+}
+
+
+@pytest.mark.timeout(900)  # a minute on two idle cores
+@pytest.mark.parametrize("name", ROUNDS)
+async def test_what_is_restored_was_reached(name: str, tmp_path: Path) -> None:
+    """After each fault the gang resumes, bit for bit, on its lineage, and nothing that was committed is lost."""
+    ground, workers, ranks, whens = ROUNDS[name]
+    plans = the_plans(ground, workers, ranks, kinds(ground, whens))
+    results = await carried_out(tmp_path, plans)
+    done = [each for each in results if not each.skipped]
+    assert len(done) >= len(plans) - 1, [each.skipped for each in results]  # a disk to fill needs a mount
+
+
+def test_every_kind_has_its_round() -> None:
+    """None is left out of the short form."""
+    done = [name for ground, _, _, whens in ROUNDS.values() for name in kinds(ground, whens)]
+    assert sorted(done) == sorted(KINDS)
+
+
+async def test_the_campaign_notices_what_it_looks_for(tmp_path: Path) -> None:
+    """A state that no rank noted is called wrong: the check can fail."""
+    with ministack(tmp_path / "server") as server:
+        (tmp_path / "gang").mkdir()
+        async with a_saving_gang(tmp_path / "gang", server) as gang:
+            await gang.saved(2)
+            for rank in range(gang.world_size):
+                gang.kill(gang.pid_of(rank))
+            for path in gang.notes_folder.iterdir():  # as if other bytes had been reached
+                path.write_bytes(path.read_bytes().replace(b'"digest":"', b'"digest":"0'))
+            gang.forget()
+            assert any("a wrong byte" in told for told in await gang.back(in_memory=False))

@@ -1,0 +1,409 @@
+"""A gang of real agents, savers and ranks that saves all the time, to be hurt; only the controller is played.
+
+What it may restore is asked of mend's own catalog and `restore`; what it did restore is held against what was noted
+outside of it (`reached.py`). Ranks reach the store through a proxy that can lie; the catalog does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from agents_real import TOKEN, AgentProcess, named
+from lying_proxy import LyingProxy
+from mend.agents import AgentError, AgentPool, Target
+from mend.catalog import Catalog, Owner
+from mend.manifest import decode_manifest
+from mend.model import AgentView, RunStatus, StoredCheckpoint
+from mend.protocol import (
+    AGENT_PORT,
+    ENV_TLS_PEM,
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    Ancestor,
+    CheckpointPlan,
+    CheckpointRef,
+    Heartbeat,
+    Holder,
+    Launch,
+    RankReport,
+)
+from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
+from mend.selfsigned import self_signed
+from mend.spec import Checkpointing
+from mend.store import Store, open_store
+from mortal_server import MortalServer
+from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor
+from s3 import S3Server
+
+PROGRAM = Path(__file__).parent / "programs" / "reaching.py"
+RUN = ("tests", "run")
+UID = "uid-of-the-run"
+TLS_PEM = self_signed("tests/run")
+SAVER = "mend-saver"  # the name of its process
+SAVE_EVERY_STEPS = 3
+PATIENCE_SECONDS = 60.0
+TRIES = 3  # launches until a gang has to be back, once nothing is wrong any more
+
+
+class NotBack(AssertionError):
+    """The gang does not train again although nothing is wrong any more."""
+
+
+class Ended(Exception):
+    """A rank or an agent ended where it was waited for."""
+
+
+class SavingGang:
+    """One run under one prefix: its agents, what was promised to it, and what it made of that."""
+
+    def __init__(
+        self, folder: Path, direct: S3Server, proxy: LyingProxy, prefix: str, workers: int, ranks: int
+    ) -> None:
+        self.folder, self.proxy, self.workers, self.ranks_per_worker = folder, proxy, workers, ranks
+        self.attempt = 0
+        self.agents: dict[int, AgentProcess] = {}
+        self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
+        self.save_every_steps = SAVE_EVERY_STEPS
+        self.memory_interval_steps: int | None = None
+        self._spoilt: set[str] = set()  # of what lay in memory
+        self._broken: list[str] = []
+        self._seen: set[str] = set()  # folders that were committed when last looked at
+        self.restored_from = ""  # the uri that the present attempt took up
+        self.mortal: MortalServer | None = None
+        self._direct, self._prefix = direct, prefix
+        self._uri = direct.uri(prefix)
+        self.store: Store = open_store(self._uri, direct.endpoint, direct.credentials, deadline_seconds=20.0)
+        self._catalog = Catalog(self.store)
+        self._owner = Owner(namespace=RUN[0], name=RUN[1], uid=UID)
+        self._lineages: dict[int, tuple[Ancestor, ...]] = {}
+        self.notes_folder = folder / "notes"
+        self.notes_folder.mkdir()
+        self._notebook, self._history = Notebook(self.notes_folder), History()
+        self._news = asyncio.Event()
+        self._pool = AgentPool(on_news=lambda run: self._news.set())
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the gang."""
+        return self.workers * self.ranks_per_worker
+
+    def worker_of(self, rank: int) -> int:
+        """Who holds this rank."""
+        return rank // self.ranks_per_worker
+
+    # ------------------------------------------------------------ seeing
+    def views(self) -> tuple[AgentView, ...]:
+        """What the agents' streams tell."""
+        return self._pool.views(RUN)
+
+    def ranks(self) -> list[RankReport]:
+        """Ranks of the present attempt, as their agents tell of them."""
+        beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
+        found = [rank for beat in beats if beat.attempt == self.attempt for rank in beat.ranks]
+        return sorted(found, key=lambda rank: rank.rank)
+
+    def pid_of(self, rank: int) -> int:
+        """Its process; 0 if it has none."""
+        return next((each.pid for each in self.ranks() if each.rank == rank and each.exit is None), 0)
+
+    def savers_of(self, rank: int) -> list[int]:
+        """Processes that save for this rank's worker."""
+        return named(self.agents[self.worker_of(rank)], SAVER)
+
+    def arena_of(self, rank: int) -> str:
+        """The shared memory of this rank's place."""
+        name = f"memfd:mend-place-{rank % self.ranks_per_worker}"
+        files = Path(f"/proc/{self.agents[self.worker_of(rank)].pid}/fd").iterdir()
+        return next(str(file) for file in files if name in str(file.readlink()))
+
+    def history(self) -> History:
+        """Everything that was noted so far."""
+        self._history.add(self._notebook.news())
+        return self._history
+
+    def forget(self) -> None:
+        """Read all notes anew."""
+        self._notebook, self._history = Notebook(self.notes_folder), History()
+
+    def stored_keys(self) -> list[str]:
+        """Every key under the prefix, asked for behind mend's back."""
+        pages = self._direct.client().get_paginator("list_objects_v2")  # type: ignore[attr-defined]
+        found = pages.paginate(Bucket=self._direct.bucket, Prefix=f"{self._prefix}/")
+        return [each["Key"].removeprefix(f"{self._prefix}/") for page in found for each in page.get("Contents", ())]
+
+    def commits(self) -> list[Commit]:
+        """The committed checkpoints, by their keys alone."""
+        return commits(self.stored_keys())
+
+    def sound_commits(self) -> list[Commit]:
+        """Those of the present line that nobody has damaged, oldest first."""
+        history, attempt = self.history(), self.attempt + 1
+        found = [each for each in self.commits() if each.folder not in self.damaged]
+        return [each for each in found if history.is_on_line(each.state, attempt)]
+
+    def excuse(self, folders: Iterable[str]) -> None:
+        """These were damaged on purpose: nothing is promised of them any more."""
+        self.damaged.update(folders)
+
+    def note_broken(self, broken: Iterable[str]) -> None:
+        """Promises that were broken before the gang was back."""
+        self._broken += broken
+
+    def broken_promises(self) -> list[str]:
+        """What was noted, and checkpoints that nobody damaged and that are gone, or called damaged."""
+        keys = set(self.stored_keys())
+        here = {each.folder for each in commits(keys)}
+        told, self._broken = self._broken, []
+        lost = self._seen - here - self.damaged
+        self._seen = (self._seen | here) - lost
+        marked = [folder for folder in sorted(here - self.damaged) if f"{folder}/{QUARANTINE_NAME}" in keys]
+        return [
+            *told,
+            *(f"{folder}: was committed, and its manifest is gone: lost" for folder in sorted(lost)),
+            *(f"{folder}: quarantined, although nobody damaged it: {self._why(folder)}" for folder in marked),
+        ]
+
+    def _why(self, folder: str) -> str:
+        return self.store.get(f"{folder}/{QUARANTINE_NAME}").decode(errors="replace")
+
+    def wrong_in_store(self) -> list[str]:
+        """Bytes of committed checkpoints that nobody damaged and that have not their digests."""
+        return [
+            wrong for commit in self.commits() if commit.folder not in self.damaged for wrong in self._wrong(commit)
+        ]
+
+    def _wrong(self, commit: Commit) -> Iterator[str]:
+        manifest = decode_manifest(self.store.get(f"{commit.folder}/{MANIFEST_NAME}"))
+        objects = {each.key: self.store.get(f"{commit.folder}/{each.key}") for each in manifest.objects}
+        for name, entry in manifest.tensors.items():
+            for chunk in entry.chunks:
+                raw = objects[chunk.key][chunk.start_byte : chunk.start_byte + chunk.length_bytes]
+                if xxhash.xxh3_128_hexdigest(raw) != chunk.digest:
+                    yield f"{commit.folder}: {name} at {chunk.offsets} was committed with wrong bytes"
+
+    def committed_step(self) -> int:
+        """The newest that the present attempt has told of."""
+        saves = [view.heartbeat.save for view in self.views() if view.heartbeat and view.heartbeat.save]
+        told = [save.committed for save in saves if save.committed is not None]
+        return max((ref.step for ref in told if ref.attempt == self.attempt), default=FRESH)
+
+    # ------------------------------------------------------------ life
+    async def launch(self, *, in_memory: bool) -> None:
+        """The next attempt, from what mend says it may start from; agents that were killed are made anew."""
+        await self._until(self._are_all_ready, "agents with a store and standbys", while_all_live=False)
+        history, attempt = self.history(), self.attempt + 1
+        least = floor(history, await asyncio.to_thread(self.commits), attempt, self.damaged)
+        if least is not None:
+            history.floors[attempt] = least
+        checkpoints = await asyncio.to_thread(self._checkpoints)
+        memories = self._memories() if in_memory else []
+        able = planned(UID, self._status(history, attempt), checkpoints, memories, range(self.workers), self._spoilt)
+        self.attempt = attempt
+        self._pool.fence(RUN, attempt)
+        master = self.views()[0].heartbeat
+        assert master is not None
+        saves = [save for save in saves_in_memory(memories) if save.state in {each.state for each in able}]
+        urls = {memory.worker: memory.url for memory in memories}
+        refs = tuple(each.state.ref for each in able)
+        orders = (
+            self._launch_on(view, master.store_port, refs, holders(view.worker, saves, urls)) for view in self.views()
+        )
+        await asyncio.gather(*orders)
+
+    def _memories(self) -> list[WorkerMemory]:
+        """What lies in the memory of workers, as their agents tell."""
+        beats = [(view.worker, view.heartbeat) for view in self.views() if view.connected and view.heartbeat]
+        self._spoilt |= {uri for _, beat in beats for uri in beat.quarantined}
+        return [WorkerMemory(worker, beat.held, self._saver_url(worker, beat)) for worker, beat in beats]
+
+    def _saver_url(self, worker: int, beat: Heartbeat) -> str:
+        return f"https://{self.agents[worker].host}:{beat.saver_port}" if beat.saver_port else ""
+
+    def _checkpoints(self) -> tuple[StoredCheckpoint, ...]:
+        view = self._catalog.view(self._owner)
+        assert view.listed, view.problem
+        return view.checkpoints
+
+    def _status(self, history: History, attempt: int) -> RunStatus:
+        """What a controller would remember of the run before this attempt."""
+        base = history.base(attempt)
+        lineage: tuple[Ancestor, ...] = ()
+        for number in sorted(history.line(base)):
+            parent = history.parent(number)
+            lineage = () if parent is None else (
+                *self._lineages.get(parent.attempt, ()), Ancestor(attempt=parent.attempt, step=parent.step, uid=UID)
+            )  # fmt: skip
+            self._lineages[number] = lineage
+        return RunStatus(attempt=base or 0, lineage=lineage)
+
+    async def _launch_on(
+        self, view: AgentView, store_port: int, refs: tuple[CheckpointRef, ...], where: tuple[Holder, ...]
+    ) -> None:
+        launch = Launch(
+            attempt=self.attempt,
+            world_size=self.world_size,
+            first_rank=self.ranks_per_worker * view.worker,
+            ranks=self.ranks_per_worker,
+            workers=self.workers,
+            master_addr=self.agents[0].host,
+            master_port=store_port,
+            run="/".join(RUN),
+            run_uid=UID,
+            restore=refs,
+            checkpoint=CheckpointPlan(
+                uri=self._uri,
+                endpoint=self.proxy.server.endpoint,
+                interval_steps=self.save_every_steps,
+                memory_interval_steps=self.memory_interval_steps,
+            ),
+            holders=where,
+            buddy=self._buddy_of(view.worker),
+        )
+        with contextlib.suppress(AgentError):  # it was killed meanwhile: the next launch will tell
+            await self._pool.send(RUN, view.worker, view.pod_uid, launch)
+
+    def _buddy_of(self, worker: int) -> str:
+        """Where the snapshots of this worker are copied: the next one's saver."""
+        buddy = (worker + 1) % self.workers
+        beat = next((view.heartbeat for view in self.views() if view.worker == buddy), None)
+        return self._saver_url(buddy, beat) if beat is not None and buddy != worker else ""
+
+    async def restored(self) -> list[str]:
+        """Wait until every rank has taken up a state; the promises that this has broken."""
+        await self._until(self._all_restored, f"attempt {self.attempt} with a state on every rank")
+        return broken_by(self.history(), self.attempt)
+
+    def _all_restored(self) -> bool:
+        return len(self.history().restored(self.attempt)) == self.world_size
+
+    async def back(self, *, in_memory: bool) -> list[str]:
+        """Launch until all ranks train again, which has to be soon; the promises that were broken on the way."""
+        for _ in range(TRIES):
+            await self.launch(in_memory=in_memory)
+            try:
+                broken = await self.restored()
+                await self.saved()
+                self.restored_from = self._told_of_restoring()
+            except Ended as ended:
+                why = str(ended)
+                continue
+            return broken
+        raise NotBack(f"not back after {TRIES} launches: {why}")
+
+    def _told_of_restoring(self) -> str:
+        """The uri that rank 0 has named."""
+        beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
+        told = [beat.restored.uri for beat in beats if beat.attempt == self.attempt and beat.restored is not None]
+        return next(iter(told), "")
+
+    async def saved(self, more: int = 1, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until the present attempt has committed that many more checkpoints than it had."""
+        for _ in range(more):
+            before = self.committed_step()
+            await self._until(lambda before=before: self.committed_step() > before, "another checkpoint", seconds)
+
+    async def _until(
+        self,
+        holds: Callable[[], Any],
+        what: str,
+        seconds: float = PATIENCE_SECONDS,
+        *,
+        while_all_live: bool = True,
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if while_all_live:
+                self._raise_if_ended(what)
+            if time.monotonic() > deadline:
+                raise NotBack(f"not within {seconds:g} s: {what}; {self._told()}")
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), 0.02)
+
+    def _raise_if_ended(self, what: str) -> None:
+        if ended := [each for each in self.ranks() if each.exit is not None or each.error is not None]:
+            raise Ended(f"{what}: rank {ended[0].rank} ended: {ended[0].exit} {ended[0].error}")
+        if gone := [agent for agent in self.agents.values() if agent.process.poll() is not None]:
+            raise Ended(f"{what}: an agent ended: {gone[0].output[-500:]}")
+
+    def _told(self) -> str:
+        ranks = ", ".join(f"{rank.rank}:{rank.phase}@{rank.step}" for rank in self.ranks())
+        saves = [view.heartbeat.save for view in self.views() if view.heartbeat]
+        tails = "\n".join(agent.output[-1500:] for agent in self.agents.values())
+        return f"ranks {ranks}; saves {saves}; agents said:\n{tails}"
+
+    def prune(self) -> None:
+        """Throw away what mend's retention no longer wants."""
+        status = self._status(self.history(), self.attempt + 1)
+        rules = Checkpointing(uri=self._uri, keep_last=4)
+        gone = [each.ref.uri for each in expendable(UID, status, rules, self._checkpoints())]
+        self._catalog.prune(gone)
+        self._seen -= {uri.removeprefix(f"{self._uri}/") for uri in gone}
+
+    # ------------------------------------------------------------ agents
+    def kill(self, pid: int, how: signal.Signals = signal.SIGKILL) -> None:
+        """A signal to a process that may be gone already."""
+        with contextlib.suppress(ProcessLookupError):
+            if pid:
+                os.kill(pid, how)
+
+    def kill_agent(self, worker: int) -> None:
+        """SIGKILL to it, and so to all that it started."""
+        self.agents[worker].end()
+
+    def _are_all_ready(self) -> bool:
+        self._start_missing_agents()
+        beats = [(view, view.heartbeat) for view in self.views() if view.connected and view.heartbeat is not None]
+        able = [view for view, beat in beats if beat.store_port and beat.standbys_ready >= self.ranks_per_worker]
+        return len(able) == self.workers
+
+    def _start_missing_agents(self) -> None:
+        for worker in range(self.workers):
+            if worker not in self.agents or self.agents[worker].process.poll() is not None:
+                self.agents[worker] = self._an_agent(worker)
+        targets = [Target(n, str(agent.pid), agent.host, AGENT_PORT, TOKEN) for n, agent in sorted(self.agents.items())]
+        self._pool.update(RUN, targets)
+
+    def _an_agent(self, worker: int) -> AgentProcess:
+        keys = self._direct.credentials
+        env = {
+            "NOTES": str(self.notes_folder),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            "AWS_ACCESS_KEY_ID": keys.access_key_id or "",
+            "AWS_SECRET_ACCESS_KEY": keys.secret_access_key or "",
+            "AWS_REGION": keys.region or "us-east-1",
+            ENV_TLS_PEM: TLS_PEM,
+        }
+        command = [sys.executable, str(PROGRAM)]
+        return AgentProcess(command, self.folder, worker=worker, ranks=self.ranks_per_worker, env=env)
+
+    async def close(self) -> None:
+        """All processes are gone."""
+        await self._pool.close()
+        for agent in self.agents.values():
+            agent.end()
+
+
+@contextlib.asynccontextmanager
+async def a_saving_gang(
+    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2
+) -> AsyncIterator[SavingGang]:
+    """A gang that trains and has committed its first checkpoint. `folder` is there and empty."""
+    with LyingProxy(direct) as proxy:
+        gang = SavingGang(folder, direct, proxy, prefix, workers, ranks)
+        try:
+            await gang.back(in_memory=False)
+            yield gang
+        finally:
+            await gang.close()
