@@ -235,6 +235,7 @@ class SaveReport(Message, frozen=True, kw_only=True):
     failures: int = 0  # saves that failed since the last that worked
     error: str = ""  # why the last one failed
     skipped: int = 0  # saves that were due while the one before was still being written
+    begun_step: int = -1  # of the last save that was begun, committed or not; -1: none was, or an agent that tells of none
     requests: int = 0  # to the store, by this worker in this attempt
     stored_bytes: int = 0  # sent to the store, likewise
 
@@ -508,6 +509,7 @@ VERIFIED_NAME: Final = "verified.json"  # all that lies in the save's folder was
 PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 ANNOUNCEMENTS_FOLDER: Final = "newest"
+TOKENIZERS_FOLDER: Final = "tokenizers"  # their files, for exports, by the digests of their bytes
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
