@@ -27,6 +27,7 @@ from mend.protocol import (
     Restored,
     SaveFailed,
     Skipped,
+    Staged,
 )
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Module, Program, Script, understand
@@ -175,6 +176,15 @@ def test_skipped_saves_are_counted() -> None:
     report = save_report(told, Holding(stored_bytes=7), 0.0)
     assert report is not None
     assert (report.skipped, report.stored_bytes, report.committed) == (2, 7, None)
+
+
+def test_a_save_is_told_from_its_beginning() -> None:
+    """So that the controller does not ask for it again while it is written; what only stays in memory is none."""
+    told = fold(Told(), Staged(save_id="a", step=4, owed=True), 0.0)
+    report = save_report(fold(told, Staged(save_id="b", step=6, owed=False), 1.0), Holding(), 1.0)
+    assert report is not None
+    assert (report.begun_step, report.committed) == (4, None)
+    assert save_report(fold(Told(), Staged(save_id="b", step=6, owed=False), 1.0), Holding(), 1.0) is None
 
 
 def a_point(step: int) -> Point:

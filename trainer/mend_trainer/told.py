@@ -46,6 +46,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     error: str = ""
     skipped: int = 0
+    begun_step: int = -1
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
@@ -57,6 +58,8 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, failures=told.failures + 1, error=f"step {step}: {error}")
         case Skipped():
             return msgspec.structs.replace(told, skipped=told.skipped + 1)
+        case Staged(step=step, owed=True):
+            return msgspec.structs.replace(told, begun_step=step)
         case Restored(checkpoint=checkpoint):
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
@@ -66,16 +69,17 @@ def fold(told: Told, report: Report, now: float) -> Told:
 
 
 def save_report(told: Told, holding: Holding, now: float) -> SaveReport | None:
-    """Health of saving as a heartbeat shows it; None while nothing was saved or failed to be."""
+    """Health of saving as a heartbeat shows it; None while no save was begun, or due."""
     report = SaveReport(
         failures=told.failures,
         error=told.error,
         skipped=told.skipped,
+        begun_step=told.begun_step,
         requests=holding.requests,
         stored_bytes=holding.stored_bytes,
     )
     if told.committed is None:
-        return report if told.failures or told.skipped else None
+        return report if told.failures or told.skipped or told.begun_step >= 0 else None
     return msgspec.structs.replace(
         report,
         committed=told.committed.checkpoint,
