@@ -357,7 +357,6 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
     peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
     verify: bool = False  # read each checkpoint back, once it is committed
-    requests_per_second: int = 0  # to the store, by each worker at most; 0: as many as it takes
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
