@@ -235,9 +235,7 @@ class SaveReport(Message, frozen=True, kw_only=True):
     failures: int = 0  # saves that failed since the last that worked
     error: str = ""  # why the last one failed
     skipped: int = 0  # saves that were due while the one before was still being written
-    begun_step: int = -1  # of the last save that was begun, committed or not; -1: none was, or an agent that tells of none
-    requests: int = 0  # to the store, by this worker in this attempt
-    stored_bytes: int = 0  # sent to the store, likewise
+    begun_step: int = -1  # of the last save that was begun, whatever came of it; -1: none, or an older agent
 
 
 class MemoryReport(Message, frozen=True, kw_only=True):
@@ -264,6 +262,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     held: tuple[Held, ...] = ()
     saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
+    store_requests: int = 0  # to the store, by this worker's saver since it began
+    stored_bytes: int = 0  # sent to the store, likewise
     terminating: bool = False  # SIGTERM was received
 
 

@@ -211,7 +211,9 @@ def test_only_what_nobody_will_end_is_forgotten() -> None:
     assert forgotten(2, [], [*gone, *left]) == []  # without an object of its own the store's clock is not known
 
 
-def test_any_number_of_saves_beyond_the_announced_ones_hides_none(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_number_of_saves_beyond_the_announced_ones_hides_none(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An older trainer announced nothing, for more steps than a page holds: the newest of them comes first."""
     monkeypatch.setattr("mend.store.files.os.fsync", lambda descriptor: None)
     commit(store, 1, 5)

@@ -28,7 +28,6 @@ from mend.protocol import (
     decode_report,
 )
 from mend_trainer.linepipe import LinePipe
-from mend_trainer.savers import Holding
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +67,13 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return told
 
 
-def save_report(told: Told, holding: Holding, now: float) -> SaveReport | None:
+def save_report(told: Told, now: float) -> SaveReport | None:
     """Health of saving as a heartbeat shows it; None while no save was begun, or due."""
     report = SaveReport(
         failures=told.failures,
         error=told.error,
         skipped=told.skipped,
         begun_step=told.begun_step,
-        requests=holding.requests,
-        stored_bytes=holding.stored_bytes,
     )
     if told.committed is None:
         return report if told.failures or told.skipped or told.begun_step >= 0 else None
