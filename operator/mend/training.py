@@ -64,7 +64,7 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
             actions.append(SweepLeftovers(attempt=status.attempt))
             status = replace(status, swept_at=now)
         old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
-        if old and not seen.store.problem:
+        if old and not seen.store.problem and not _may_roll_back(spec, seen):
             actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
     due = now - status.reported_at >= REPORT_SECONDS
     if due or status.phase is not before.phase:
@@ -75,6 +75,11 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
         actions += newly_slow(before, status)
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
+
+
+def _may_roll_back(spec: Spec, seen: Observation) -> bool:
+    """Whether the loss is above its bound: until that is called a spike, or noise, what was saved before it is kept."""
+    return spec.health.loss_spike.roll_back and seen.losses is not None and seen.losses.above > 0
 
 
 def _has_stepped(spec: Spec, seen: Observation) -> bool:

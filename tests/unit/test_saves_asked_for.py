@@ -183,6 +183,21 @@ def test_an_automatic_interval_asks_when_it_is_over() -> None:
     world.until(lambda world: wish(world).id == "by hand" and wish(world).state is WishState.ANSWERED)
 
 
+def test_retention_waits_while_the_loss_may_be_a_spike() -> None:
+    """Else the saves that go on meanwhile would push out the one that the run has to go back to."""
+    rule = {"rollBack": True, "window": 16, "points": 12}
+    checkpoint = {"uri": "s3://bucket/clio", "keepLast": 2}
+    world = World(a_spec(health={"lossSpike": rule}, checkpoint=checkpoint), steps=10_000, save_every=4).until_step(40)
+    world.raise_loss()
+    world.until(lambda world: world.status.attempt == 2 and world.status.restored_step is not None)
+    began = world.status.restored_step
+    assert began is not None
+    assert 30 < began <= 41
+    world.until_step(60)
+    refs = [each.ref for each in world.bucket.checkpoints.values()]
+    assert [ref.step for ref in refs if ref.attempt == 1 and ref.step <= began] == [began]  # what was put off is done
+
+
 def test_ranks_are_told_an_interval_that_they_keep_without_a_controller() -> None:
     """The launch carries what the interval has come to, or the first one while nothing was measured."""
     world = World(auto(most="5m"), steps=100_000, save_every=1_000_000).until_training()
