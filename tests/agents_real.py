@@ -251,7 +251,14 @@ def descendants_of(agent: AgentProcess) -> set[int]:
 
 def named(agent: AgentProcess, name: str) -> list[int]:
     """The agent's descendants that go by this name: mend-zygote, mend-standby, mend-stores, rank-0..."""
-    return [pid for pid in descendants_of(agent) if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+    return [pid for pid in descendants_of(agent) if _name_of(pid) == name]
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # it has just gone
+        return ""
 
 
 async def all_gone(pids: Iterable[int], seconds: float = DEADLINE_SECONDS) -> None:

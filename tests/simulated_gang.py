@@ -36,6 +36,7 @@ COMMIT_SECONDS = 0.3
 SYMPTOM_SECONDS = 0.1
 LAST_WORDS_SECONDS = 20.0  # between a leaving rank's goodbye to its peers and its own end
 STORAGE_PATIENCE_SECONDS = 3.0  # of ranks that cannot read a checkpoint
+SILENCE_SECONDS = 5.0  # for which ranks wait for a saver that does not answer
 ORDER_SECONDS = 60.0  # for which a rank that was cut off waits for an order
 PREFIX = "s3://bucket/clio"
 
@@ -121,6 +122,7 @@ class Gang:
     rejoins: bool = False  # its ranks keep their processes when a peer is lost
     memory_every: int = 0  # steps between snapshots; 0: there is no saver, and none are taken
     fetch: Callable[[str], Arena | None] = lambda _: None  # what the saver at a url serves
+    is_silent: Callable[[str], bool] = lambda _: False  # there is no saver now, but an agent that starts another
     began_from: StoredCheckpoint | None = None
 
     @property
@@ -221,6 +223,8 @@ class Gang:
                 if (state := self._gathered(ref)) is not None:
                     self._start_from(state, now)
                     return
+                if now - self.met_at < SILENCE_SECONDS and self._may_yet_be_had(ref):
+                    return
                 continue
             if not self.bucket.available:
                 if now - self.met_at > STORAGE_PATIENCE_SECONDS:
@@ -252,6 +256,10 @@ class Gang:
             self.quarantined += (ref.uri,)
             return None
         return next(iter(found.values())).state
+
+    def _may_yet_be_had(self, ref: CheckpointRef) -> bool:
+        asked = (each for rank in self.ranks.values() if rank.launch for each in rank.launch.holders)
+        return any(each.save_id == ref.save_in_memory and self.is_silent(each.url) for each in asked)
 
     def _found_by(self, rank: Rank, save_id: str) -> dict[int, Snapshot]:
         assert rank.launch is not None

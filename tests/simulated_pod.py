@@ -67,8 +67,7 @@ class Agent:
     exit_code: int | None = None
     sequence: int = 0
     saves: bool = False  # has a saver
-    saver_port: int = 0
-    saver_back_at: float = 0.0
+    saver_back_at: float | None = None  # while there is none
     arena: Arena = field(default_factory=Arena)
     buddy: str = ""
 
@@ -114,7 +113,6 @@ class Agent:
 
     def _launch(self, order: Launch, now: float, gangs: dict[int, Gang], new_gang: object) -> Ack:
         if self.gang is not None and order.attempt == self.attempt:
-            self.buddy = order.buddy
             return Ack(accepted=True, attempt=self.attempt, reason="launched already")
         if self.terminating or order.attempt <= self.fence or order.attempt < self.attempt:
             return self._refuse("stale, or terminating")
@@ -167,8 +165,8 @@ class Agent:
 
     def live(self, now: float) -> None:
         """What it does by itself as time passes."""
-        if self.saves and not self.saver_port and now >= self.saver_back_at:
-            self.saver_port = self.port + round(10 * now) % 10_000
+        if self.saver_back_at is not None and now >= self.saver_back_at:
+            self.saver_back_at = None
         ending, gang = self.ending, self.gang
         if ending is None or gang is None:
             return
@@ -182,9 +180,10 @@ class Agent:
             if ending.exit_code is not None:
                 self.exit_code = ending.exit_code
 
-    def lose_saver(self, back_at: float) -> None:
-        """Its saver dies; another one, that finds the arena as it is, comes up elsewhere."""
-        self.saver_port, self.saver_back_at = 0, back_at
+    @property
+    def saver_port(self) -> int:
+        """The agent's own, so that it outlives savers."""
+        return self.port + 10_000 if self.saves else 0
 
     # ------------------------------------------------------------ telling
     def heartbeat(self, now: float) -> Heartbeat:
@@ -206,7 +205,6 @@ class Agent:
             save=_save_report(gang, now) if gang and first else None,
             held=self.arena.held(),
             saver_port=self.saver_port,
-            buddy=self.buddy if self.saves else None,
             terminating=self.terminating,
         )
 

@@ -60,7 +60,6 @@ from mend.protocol import (
     RankExit,
     SaveNow,
     Stop,
-    saver_url,
 )
 from mend.spec import Spec, parse_spec
 from simulated_faults import ENDS
@@ -397,7 +396,7 @@ class World:
         """The saver of a worker dies; the agent starts another."""
         for pod in self._pods_of(worker):
             if pod.agent is not None and pod.agent.saves:
-                pod.agent.lose_saver(self.now + seconds)
+                pod.agent.saver_back_at = self.now + seconds
 
     def announce_end_of_node(self, worker: int, notice: str) -> None:
         """The cloud says that the machine under a worker will soon be gone."""
@@ -563,16 +562,25 @@ class World:
 
     def _copy_snapshots(self) -> None:
         for pod in self.pods:
-            if pod.running and pod.agent is not None and pod.agent.saver_port and pod.agent.buddy:
+            if pod.running and pod.agent is not None and pod.agent.saver_back_at is None:
                 buddy = self._served_at(pod.agent.buddy)
                 if buddy is not None:
                     pod.agent.arena.copy_to(buddy, self.now)
 
     def _served_at(self, url: str) -> Arena | None:
         """What a saver serves, if it is there."""
-        savers = [(pod.index, pod.agent) for pod in self.pods if pod.running and pod.agent is not None]
-        found = (agent.arena for index, agent in savers if saver_url(f"10.0.0.{index}", agent.saver_port) == url)
-        return next(found, None) if url else None
+        agent = self._agent_at(url)
+        return agent.arena if agent is not None and agent.saver_back_at is None else None
+
+    def _has_no_saver(self, url: str) -> bool:
+        """Whether whoever asks there hears nothing yet."""
+        agent = self._agent_at(url)
+        return agent is not None and agent.saver_back_at is not None
+
+    def _agent_at(self, url: str) -> Agent | None:
+        port = int(url.rpartition(":")[2] or 0)  # no two agents have the same
+        living = (pod.agent for pod in self.pods if port and pod.running and pod.agent is not None)
+        return next((agent for agent in living if agent.saver_port == port), None)
 
     def _check_restore(self, gang: Gang) -> None:
         """Notes a restore of a state that the run was never in, or gave up."""
@@ -877,7 +885,7 @@ class World:
 
     def _new_gang(self, launch: Launch) -> Gang:
         gang = Gang(launch, self.bucket, self.steps - 1, self.save_every, rejoins=self.rejoins)
-        gang.memory_every, gang.fetch = self.memory, self._served_at
+        gang.memory_every, gang.fetch, gang.is_silent = self.memory, self._served_at, self._has_no_saver
         return gang
 
     def _prune(self, uris: tuple[str, ...]) -> None:

@@ -36,7 +36,7 @@ from mend.presence import ENDED, is_going, is_ready, is_silent, lost_in_reserve,
 from mend.protocol import AgentState, Heartbeat, Launch
 from mend.restore import lineage_after
 from mend.seats import seats
-from mend.snapshots import buddy_urls, holders_of, plan, wait_for_word
+from mend.snapshots import buddy_urls, holders_of, is_yet_to_hear, plan, wait_for_word
 from mend.spec import Spec
 from mend.strikes import most_lenient, struck
 from mend.transitions import attempt_heard, attempt_of_predecessors, next_attempt
@@ -86,7 +86,7 @@ def assemble(spec: Spec, seen: Observation, now: float) -> Decision:
     seen = replace(seen, status=status)
     changes = (*missing_objects(spec, seen, now), *removals(spec, seen, now), *strikes_to_tell(seen, now))
     if status.participants:
-        actions = (*changes, *launches(spec, seen), *_stops(seen))
+        actions = (*changes, *_launches(spec, seen), *_stops(seen))
         return Decision(status=status, actions=actions, reason="launching", wake_after=RESEND_SECONDS)
     status = with_workers(spec, status, seen, now)
     seen = replace(seen, status=status)
@@ -96,7 +96,7 @@ def assemble(spec: Spec, seen: Observation, now: float) -> Decision:
     if (checking := check_machines(spec, seen, now)) is not None:
         return replace(checking, actions=(*changes, *_stops(seen), *checking.actions))
     if (seconds := wait_for_word(spec, seen, _ready_workers(spec, seen, now), now)) > 0:
-        why = "hearing which snapshots the workers hold, and where"
+        why = "hearing which snapshots the workers hold"
         return Decision(status=status, actions=(*changes, *_stops(seen)), reason=why, wake_after=seconds)
     return _launch(spec, seen, changes, now)
 
@@ -229,7 +229,7 @@ def _launch(spec: Spec, seen: Observation, changes: tuple[AnyAction, ...], now: 
         status=status,
         actions=(
             *changes,
-            *launches(spec, seen),
+            *_launches(spec, seen),
             *_stops(seen),
             *_said_of_spares(spec, before, seated),
             *((warning,) if caution and not told else ()),
@@ -274,22 +274,21 @@ def _said_of_spares(spec: Spec, before: Observation, seated: tuple[int, ...]) ->
     return (EmitEvent(type="Normal", reason="SpareTookOver", message=message),)
 
 
-def launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
-    """Launch orders for the participants that do not know of this attempt, or copy to another buddy than they should.
-
-    A buddy's saver may come up later than its ranks, or come back elsewhere.
-    """
+def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
+    """Launch orders for the participants that do not yet know of this attempt."""
     status = seen.status
     first = seen.agent_of(status.participants[0])
     master = seen.pod_of(status.participants[0])
     if first is None or first.heartbeat is None or master is None or not master.ip:
         return ()  # also if the watch of pods lags: without an address nobody would find the store
+    if is_yet_to_hear(spec, seen):
+        return ()
     size = spec.workers.ranks_per_worker
     find, urls = holders_of(spec, seen), buddy_urls(spec, seen)
     launches = []
     for place, worker in enumerate(status.participants):
         agent = seen.agent_of(worker)
-        if agent is None or not agent.connected or not _is_news_to(seen, worker, urls.get(worker, "")):
+        if agent is None or not agent.connected or seen.heartbeat_of(worker) is not None:
             continue
         launch = Launch(
             attempt=status.attempt,
@@ -310,11 +309,6 @@ def launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
         )
         launches.append(SendLaunch(worker=worker, pod_uid=agent.pod_uid, launch=launch))
     return tuple(launches)
-
-
-def _is_news_to(seen: Observation, worker: int, buddy: str) -> bool:
-    beat = seen.heartbeat_of(worker)
-    return beat is None or (beat.buddy is not None and beat.buddy != buddy and bool(buddy))
 
 
 def _stops(seen: Observation) -> tuple[SendStop, ...]:

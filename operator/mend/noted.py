@@ -9,7 +9,7 @@ from mend.conditions import with_condition, without_condition
 from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, Origin, RunStatus, Strike, WorkerCounts
 from mend.presence import gang_step, is_ready, is_silent, places, suspects
 from mend.protocol import CheckpointRef, Heartbeat
-from mend.restore import lineage_cut_at
+from mend.restore import lineage_cut_at, on_lineage
 from mend.snapshots import with_memory_limit
 from mend.spec import Spec
 from mend.stragglers import stragglers
@@ -105,8 +105,19 @@ def _with_restore(status: RunStatus, seen: Observation, beats: list[Heartbeat]) 
         return replace(status, restored_step=-1)
     status = replace(status, origin=_origin(status, restored))
     if restored.save_in_memory:
-        return status
+        return _without_future(status, seen, restored)
     return replace(status, checkpoint=_shown(restored, _committed_at(status, seen, restored), verified=True))
+
+
+def _without_future(status: RunStatus, seen: Observation, restored: CheckpointRef) -> RunStatus:
+    """A checkpoint that was passed over for an older state in memory is off the line: the one before it is shown."""
+    shown = status.checkpoint
+    if shown is None or shown.step <= restored.step:
+        return status
+    line = on_lineage(seen.uid, status, seen.store.checkpoints)
+    known = next((each for each in line if each.ref.step <= restored.step), None)
+    before = _shown(known.ref, known.committed_at, verified=known.verified) if known is not None else None
+    return replace(status, checkpoint=before)
 
 
 def _origin(status: RunStatus, ref: CheckpointRef) -> Origin:

@@ -76,6 +76,7 @@ ENV_STACKS: Final = "MEND_STACKS"  # path that faulthandler writes to on SIGUSR1
 ENV_ORDERS_FD: Final = "MEND_ORDERS_FD"  # pipe of `Rejoin` lines from the agent
 ENV_FOOTING: Final = "MEND_FOOTING"  # path of what the rank keeps of the steps it completed last
 ENV_ARENA: Final = "MEND_ARENA"  # path of the rank's shared memory for snapshots
+ENV_SNAPSHOT_TOKEN: Final = "MEND_SNAPSHOT_TOKEN"  # made of the run's token; opens snapshots and gives no orders
 ENV_ARENAS: Final = "MEND_ARENAS"  # paths of all arenas of this worker, by commas: where to look when restoring
 
 
@@ -260,8 +261,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
-    saver_port: int = 0  # where the saver serves snapshots over TLS; 0: it does not
-    buddy: str | None = None  # to which its snapshots are copied; None: a launch that is repeated does not change it
+    saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
     terminating: bool = False  # SIGTERM was received
 
@@ -360,7 +360,7 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
-    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes only the buddy.
+    """Start the ranks of `attempt`; ranks of older attempts are killed first. Repeating it changes nothing.
 
     The processes of the ranks in `keep` are not killed but told to go on in this attempt, if they are of the attempt
     `follows` and can; the others are replaced, as one is that does not come within a few seconds.

@@ -17,7 +17,6 @@ from mend.restore import Candidate, MemorySave, WorkerMemory, holders, planned, 
 from mend.spec import Spec
 
 WORD_SECONDS = 1.0  # how long a launch waits at most to hear what workers hold
-SAVER_SECONDS = 5.0  # and for a saver that is down: less than the steps that would be done again, as a rule
 MEMORY_TRIES = 2  # recoveries in a row that may begin from memory: what breaks them may be what lies there
 
 
@@ -34,10 +33,7 @@ def memories(spec: Spec, seen: Observation) -> tuple[WorkerMemory, ...]:
 
 def plan(spec: Spec, seen: Observation, takers: Sequence[int]) -> tuple[Candidate, ...]:
     """What a launch on these workers may restore, best first."""
-    return _plan(seen, takers, memories(spec, seen) if _is_trusted(seen.status) else ())
-
-
-def _plan(seen: Observation, takers: Sequence[int], told: Sequence[WorkerMemory]) -> tuple[Candidate, ...]:
+    told = memories(spec, seen) if _is_trusted(seen.status) else ()
     return planned(seen.uid, seen.status, seen.store.checkpoints, told, takers, _spoilt(seen))
 
 
@@ -52,35 +48,34 @@ def holders_of(spec: Spec, seen: Observation) -> Callable[[int], tuple[Holder, .
     return lambda worker: holders(worker, saves, urls)
 
 
+def is_yet_to_hear(spec: Spec, seen: Observation) -> bool:
+    """Whether a controller that has just begun has not heard of all that the launch is to name holders of."""
+    first = seen.status.restore[0] if seen.status.restore else None
+    agents = [seen.agent_of(worker) for worker in seen.status.participants]
+    if first is None or not first.save_in_memory or all(agent and agent.heartbeat for agent in agents):
+        return False
+    return not any(each.state.ref == first and each.is_whole for each in saves_in_memory(memories(spec, seen)))
+
+
 def wait_for_word(spec: Spec, seen: Observation, takers: Sequence[int], now: float) -> float:
     """Seconds until the launch that is due should be looked at again; 0: it need not wait.
 
     Snapshots are no news that a heartbeat is sent for, so what was told last may be older than what a worker holds by
     now, or name one that was overwritten since: where the workers' words do not fit together, each is heard once more.
-    And where a saver is down without which older state would have to do, the next one is waited for.
     """
-    begun, told = seen.status.attempt_started_at, memories(spec, seen)
-    if seen.status.keep or begun is None or not any(memory.held for memory in told):
-        return 0.0
-    waited, step = now - begun, _step(plan(spec, seen, takers))
-    served = tuple(memory if memory.url else WorkerMemory(memory.worker, memory.held, "soon") for memory in told)
-    unfit = waited < WORD_SECONDS and _is_hearsay(seen, takers, step, waited)
-    unserved = waited < SAVER_SECONDS and _is_trusted(seen.status) and _step(_plan(seen, takers, served)) > step
-    return spec.health.heartbeat_seconds / 2 if unfit or unserved else 0.0
-
-
-def _is_hearsay(seen: Observation, takers: Sequence[int], step: int, waited: float) -> bool:
-    """Whether somebody who was not heard since the attempt began lags behind others, or they have newer than `step`."""
+    begun = seen.status.attempt_started_at
     agents = [agent for worker in takers if (agent := seen.agent_of(worker)) is not None]
     beats = [agent.heartbeat for agent in agents if agent.heartbeat is not None]
-    unheard = [each.heartbeat for each in agents if each.heartbeat is not None and each.silent_seconds > waited]
-    newest, stepped = max(map(_newest, beats), default=-1), max(map(_stepped, beats), default=-1)
-    fit = all(_stepped(beat) in (-1, stepped) and _newest(beat) in (-1, newest) for beat in unheard)
-    return bool(unheard) and not (fit and step >= newest)
-
-
-def _step(able: Sequence[Candidate]) -> int:
-    return able[0].state.ref.step if able else -1
+    newest = max(map(_newest, beats), default=-1)
+    if newest < 0 or seen.status.keep or begun is None or now - begun >= WORD_SECONDS:
+        return 0.0
+    unheard = [each.heartbeat for each in agents if each.heartbeat is not None and each.silent_seconds > now - begun]
+    step = max(map(_stepped, beats))
+    fit = all(_stepped(beat) in (-1, step) and _newest(beat) in (-1, newest) for beat in unheard)
+    able = plan(spec, seen, takers)
+    if not unheard or (fit and able and able[0].state.ref.step >= newest):
+        return 0.0
+    return spec.health.heartbeat_seconds / 2
 
 
 def _newest(beat: Heartbeat) -> int:

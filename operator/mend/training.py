@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from mend.assembling import assemble, launches, missing_objects, removals, runs_ranks, strikes_to_tell
+from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.interval import interval_in_force
@@ -73,7 +73,7 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
         status = replace(with_health(spec, status, seen, now), reported_at=now)
         chosen = interval_in_force(spec.checkpoint, status, _save_report(seen))
         status = replace(status, interval=chosen, swept_at=now if status.swept_at is None else status.swept_at)
-        actions += (*newly_slow(before, status), *launches(spec, seen))
+        actions += newly_slow(before, status)
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
 
@@ -112,9 +112,9 @@ def _said_on_start(status: RunStatus) -> str:
 # ---------------------------------------------------------------- workers that will go
 def _save_before_they_go(status: RunStatus, seen: Observation) -> tuple[RunStatus, tuple[AnyAction, ...]]:
     """Asks all ranks to save when it is known that a worker will go, once for each notice."""
-    told = {notice: why for worker in status.participants for notice, why in _notices(seen, worker)}
-    fresh = [why for notice, why in told.items() if notice not in status.notices]
-    status = replace(status, notices=tuple(told))
+    notices = tuple(notice for worker in status.participants for notice in _notices(seen, worker))
+    fresh = [notice for notice in notices if notice not in status.notices]
+    status = replace(status, notices=notices)
     if not fresh:
         return status, ()
     asks = tuple(
@@ -126,13 +126,13 @@ def _save_before_they_go(status: RunStatus, seen: Observation) -> tuple[RunStatu
     return status, (*asks, EmitEvent(type="Normal", reason="SavingEarly", message=message))
 
 
-def _notices(seen: Observation, worker: int) -> Iterator[tuple[str, str]]:
-    """What says that this worker will go: by a name that is the same at each look, and in words."""
+def _notices(seen: Observation, worker: int) -> Iterator[str]:
+    """What says that this worker will go, in words that are the same at each look: no pod's name is used twice."""
     pod = seen.pod_of(worker)
     if pod is not None and pod.deleting:
-        yield pod.uid, f"the pod of worker {worker} was told to go"
+        yield f"pod {pod.name} was told to go"
     if pod is not None and pod.node_leaves:
-        yield f"{pod.node}: {pod.node_leaves}", f"{pod.node}, under worker {worker}, has {pod.node_leaves}"
+        yield f"{pod.node} has {pod.node_leaves}"
 
 
 # ---------------------------------------------------------------- another size

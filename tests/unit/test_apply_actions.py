@@ -13,7 +13,7 @@ from mend.kube.client import Json, Resource
 from mend.kube.election import Fence, NotLeader
 from mend.kube.errors import Forbidden
 from mend.kube.events import Regarding
-from mend.model import CreateService, CreateToken, Observation, RunStatus, SendStop
+from mend.model import CreateService, CreateTls, CreateToken, Observation, RunStatus, SendStop
 from mend.protocol import Ack, Order, Stop
 from mend.strikebook import StrikeBook
 
@@ -105,3 +105,20 @@ async def test_nothing_is_done_behind_a_closed_fence() -> None:
     await asyncio.sleep(0)
     assert not scene.agents.orders
     assert not scene.api.made
+
+
+async def test_a_certificate_is_made_in_a_secret_of_its_own() -> None:
+    """It is the run's, and holds key and certificate and nothing of the token."""
+    scene = Scene()
+    made: list[Mapping[str, Any]] = []
+
+    async def create(resource: Resource, namespace: str, body: Mapping[str, Any]) -> Json:
+        made.append(body)
+        return dict(body)
+
+    scene.api.create = create  # type: ignore[method-assign]
+    await scene.applier.act(None, SEEN, (CreateTls(),))
+    (secret,) = made
+    assert secret["metadata"]["name"] == "clio-mend-tls"
+    (pem,) = secret["stringData"].values()
+    assert pem.count("-----BEGIN") == 2

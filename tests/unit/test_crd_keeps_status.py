@@ -114,7 +114,7 @@ FULL = RunStatus(
     memory=MemoryStatus(
         step=118, attempt=3, seen_at=1_000_000.5, workers=2, copied=True, needed_bytes=1 << 33, limit_bytes=1 << 36
     ),
-    notices=("uid-7", "node-1: taint karpenter.sh/disrupted"),
+    notices=("pod clio-1-a2 was told to go", "node-1 has taint karpenter.sh/disrupted"),
     incidents=(INCIDENT,),
     spent={FailureClass.HANG: (1_000_001.5,)},
     replacing=("uid-1",),

@@ -6,14 +6,38 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from mend.assembling import assemble, missing_objects
 from mend.decide import decide
 from mend.heard import is_news
-from mend.model import AgentView, EmitEvent, MemoryStatus, Observation, PodPhase, RunStatus, WorkerPod
+from mend.model import (
+    AgentView,
+    CheckpointStatus,
+    CreateTls,
+    EmitEvent,
+    MemoryStatus,
+    Observation,
+    Origin,
+    PodPhase,
+    RunStatus,
+    SendLaunch,
+    StoredCheckpoint,
+    StoreView,
+    WorkerPod,
+)
 from mend.noted import noted
-from mend.protocol import AgentState, Heartbeat, Held, MemoryReport, Phase, RankReport
+from mend.protocol import (
+    AgentState,
+    Ancestor,
+    CheckpointRef,
+    Heartbeat,
+    Held,
+    MemoryReport,
+    Phase,
+    RankReport,
+)
 from mend.snapshots import buddy_urls, in_bytes, memories, wait_for_word, with_memory
 from mend.spec import Spec
-from world import EPOCH, World, a_spec
+from world import EPOCH, a_spec
 
 UID = "run-uid"
 BEGUN = EPOCH + 100.0
@@ -98,16 +122,23 @@ def test_ranks_that_rejoin_wait_for_no_word() -> None:
     assert not waits(behind, 0.1)
 
 
-def test_a_saver_that_is_down_is_waited_for_if_older_state_would_have_to_do() -> None:
-    """For five seconds; not if what it has would bring nothing."""
-    down = seen(an_agent(0, held(20, 0, 1), saver_port=0), an_agent(1, step=-1))
-    assert waits(down, 4.9)
-    assert not waits(down, 5.0)
-    assert not waits(seen(an_agent(0, held(20, 0), saver_port=0), an_agent(1, step=-1)), 1.5)
+def test_a_controller_that_has_just_begun_names_no_holders_before_it_has_heard_of_them() -> None:
+    """It finds the launch decided and sends it once every snapshot is known of, or everybody was heard."""
+    decided = {"participants": (0, 1), "restore": (CheckpointRef(uri="memory:s20", step=20, attempt=1),)}
+    before = an_agent(1, held(20, 1), attempt=1)
+    unheard = replace(before, connected=False, heartbeat=None)
+    for other, orders in ((unheard, 0), (before, 2), (an_agent(1, attempt=1), 2)):
+        told = seen(an_agent(0, held(20, 0), attempt=1), other, **decided)
+        told = replace(told, has_token=True, has_tls=True, has_service=True)
+        sent = [each for each in assemble(SPEC, told, BEGUN).actions if isinstance(each, SendLaunch)]
+        assert len(sent) == orders
+    alone = seen(an_agent(0, held(20, 0), held(20, 1), attempt=1), unheard, **decided)
+    (order,) = [each for each in assemble(SPEC, alone, BEGUN).actions if isinstance(each, SendLaunch)]
+    assert [each.rank for each in order.launch.holders] == [0, 1]
 
 
 def test_only_workers_that_can_be_asked_count() -> None:
-    """Not one that goes, is silent, or has no pod; one whose saver is down has its snapshots for itself."""
+    """Not one that goes, is silent, or has no pod; one that never serves has its snapshots for itself."""
     going = an_agent(1, held(20, 1), terminating=True)
     silent = an_agent(1, held(20, 1), silent=60.0)
     for other in (going, silent):
@@ -117,25 +148,43 @@ def test_only_workers_that_can_be_asked_count() -> None:
 
 
 def test_buddies_are_named_by_their_savers_and_only_if_asked_for() -> None:
-    """Who has no saver yet can be told of later."""
+    """Who serves nothing keeps no copies."""
     both = seen(an_agent(0), an_agent(1, saver_port=0), participants=(0, 1))
     assert buddy_urls(SPEC, both) == {1: "https://10.0.0.0:9000"}
     alone = replace(SPEC.checkpoint, memory=replace(SPEC.checkpoint.memory, peers=False))
     assert buddy_urls(replace(SPEC, checkpoint=alone), both) == {}
 
 
-def test_an_agent_that_copies_to_no_buddy_or_another_is_told_again_and_one_that_cannot_be_is_not() -> None:
-    """A launch that is repeated changes the buddy only for agents that say which one they have."""
-    world = World(a_spec(2, 2), memory=5).until_step(3)
-    assert world.controller is not None
-    agents = [pod.agent for pod in world.pods if pod.agent is not None]
-    first = agents[0].buddy
-    assert first == f"https://10.0.0.1:{agents[1].saver_port}"
-    world.kill_saver(1, 1.0)
-    world.run(9.0)
-    assert agents[0].buddy == f"https://10.0.0.1:{agents[1].saver_port}" != first
-    again = [action for _, said in world.decisions for action in said.actions if type(action).__name__ == "SendLaunch"]
-    assert len(again) == 3  # two to begin with, one for the new buddy
+def test_a_run_that_an_older_mend_began_gets_its_certificate() -> None:
+    """Its token stays as it is."""
+    known = seen(an_agent(0), an_agent(1))
+    known = replace(known, has_token=True, has_service=True)
+    made = missing_objects(SPEC, known, BEGUN)
+    assert made == (CreateTls(),)
+    assert missing_objects(SPEC, replace(known, has_tls=True), BEGUN) == ()
+
+
+def test_a_checkpoint_that_was_passed_over_for_memory_is_the_newest_no_more() -> None:
+    """The ranks found step 30 spoilt and began from step 20 in memory: what is shown is the checkpoint before that."""
+    refs = [CheckpointRef(uri=f"s3://b/{step}", step=step, attempt=1) for step in (10, 15, 30)]
+    stored = tuple(StoredCheckpoint(ref=ref, run_uid=UID, committed_at=EPOCH + ref.step) for ref in refs)
+    memory = CheckpointRef(uri="memory:s20", step=20, attempt=1)
+    told = seen(
+        an_agent(0, attempt=2, restored=memory),
+        follows=None,
+        participants=(0,),
+        lineage=(Ancestor(attempt=1, step=30, uid=UID),),
+        restore=(refs[2], memory),
+        origins=(Origin.STORE, Origin.PEER),
+        checkpoint=CheckpointStatus(step=30, attempt=1, uri="s3://b/30", committed_at=EPOCH + 30),
+    )
+    status = noted(SPEC, replace(told, store=StoreView(listed=True, checkpoints=stored)), BEGUN)
+    assert status.checkpoint == CheckpointStatus(step=15, attempt=1, uri="s3://b/15", committed_at=EPOCH + 15)
+    assert (status.restored_step, status.origin) == (20, Origin.PEER)
+    assert status.lineage == (Ancestor(attempt=1, step=20, uid=UID),)
+    assert noted(SPEC, told, BEGUN).checkpoint is None
+    older = replace(told.status, checkpoint=CheckpointStatus(step=15, attempt=1, uri="x", committed_at=EPOCH))
+    assert noted(SPEC, replace(told, status=older), BEGUN).checkpoint == older.checkpoint
 
 
 # ---------------------------------------------------------------- in view

@@ -18,7 +18,6 @@ class Holding(Message, frozen=True, kw_only=True, tag_field="type", tag="holding
     """What lies whole and digested in this worker's memory, and what was sent to the store so far."""
 
     held: tuple[Held, ...] = ()
-    port: int = 0  # where it is served; 0: it is not
     requests: int = 0
     stored_bytes: int = 0
 

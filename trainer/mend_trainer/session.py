@@ -46,6 +46,7 @@ from mend_trainer.alone import launch_alone
 from mend_trainer.blueprint import BLUEPRINT, Blueprint
 from mend_trainer.bundle import Bundle, BundleState, Stateful
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable, RestoredState
+from mend_trainer.copies.source import connect
 from mend_trainer.curve import Curve
 from mend_trainer.membership import Membership, outlive
 from mend_trainer.need import check, needed_bytes
@@ -61,6 +62,7 @@ _COMMIT_SECONDS: Final = 900.0
 _LONGEST_PAUSE_SECONDS: Final = 60.0
 _SIGN_SECONDS: Final = 0.2
 _REHEARSALS: Final = 2
+_TRIES_IN_MEMORY: Final = 8  # within an interval, of a snapshot that had to wait
 
 _log = logging.getLogger(__name__)
 B = TypeVar("B", covariant=True)
@@ -160,6 +162,7 @@ class Session(Generic[B]):
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
         self._memory_interval_steps: int | None = None
+        self._memory_is_due = False  # a snapshot for memory alone had to wait for the copy of the one before
         self._wishes_seen = 0
         self._step = self._saved_step = -1
         self._tokens = 0
@@ -236,6 +239,8 @@ class Session(Generic[B]):
                 config_digest=self._config_digest,
                 store=before.store if before is not None else None,
                 arena=before.arena if before is not None else None,
+                connect=connect,
+                has_buddy=bool(launch.buddy),
                 may_repeat=self._weights_may_stand_still,
             )
 
@@ -321,7 +326,7 @@ class Session(Generic[B]):
                     self._agreement.postpone()
                 self._step_began = time.monotonic()  # a save is no part of the next step
             elif self._is_kept_in_memory(self._step):
-                self._save(self._checkpointer, owed=False)
+                self._memory_is_due = not self._save(self._checkpointer, owed=False)
                 self._step_began = time.monotonic()
 
     @contextmanager
@@ -412,8 +417,11 @@ class Session(Generic[B]):
             _log.info("restored step %d from %s", restored.step, restored.ref.uri)
 
     def _is_kept_in_memory(self, step: int) -> bool:
+        """Every so many steps; sooner again where it could not be."""
         every = self._memory_interval_steps
-        return every is not None and (step + 1) % every == 0
+        if every is None:
+            return False
+        return (step + 1) % (max(1, every // _TRIES_IN_MEMORY) if self._memory_is_due else every) == 0
 
     def _save(self, checkpointer: Checkpointer, *, owed: bool = True) -> bool:
         self._page.enter(Phase.SAVING)

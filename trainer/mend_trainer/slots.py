@@ -52,6 +52,7 @@ class SlotWord(IntEnum):
     DIGESTS_BYTES = 7  # the saver
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
     REACHED = 9  # the rank: attempt and step of what it holds, in one word
+    COPIED = 10  # the saver: the sequence of which the buddy has a copy, or will get none
 
 
 class Words:
@@ -92,6 +93,12 @@ class Words:
         """The slot of the newest snapshot."""
         whole = [slot for slot in range(SLOTS) if self.is_whole(slot)]
         return max(whole, key=lambda slot: self.get(slot, SlotWord.SEQUENCE), default=None)
+
+    @property
+    def is_being_copied(self) -> bool:
+        """Whether the buddy is still to get the newest snapshot."""
+        slot = self.newest
+        return slot is not None and self.get(slot, SlotWord.COPIED) != self.get(slot, SlotWord.SEQUENCE)
 
     def ask(self) -> bool:
         """Have the newest snapshot saved, if it is newer than all that was committed; whether anything is owed now."""

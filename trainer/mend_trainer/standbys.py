@@ -17,6 +17,8 @@ import msgspec
 
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
+from mend_trainer.copies.credentials import read_credentials
+from mend_trainer.copies.server import listen
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
 from mend_trainer.pipes import Pipes
@@ -79,6 +81,9 @@ class Standbys:
         self._zygote: socket.socket | None = None
         self._keeper: Standby | None = None
         self._saver: Standby | None = None
+        self._listener = listen(host)  # the saver's; ours too, so that its place outlives it
+        # Told before there is a saver, since a launch that comes so soon would name no buddy for as long as it lasts.
+        self.saver_port = int(self._listener.getsockname()[1]) if read_credentials(environment) else 0
         self._saver_is_asked_for = False
         self._saver_pause = _RESTART_SECONDS[0]
         self._guide = Guide()
@@ -128,6 +133,7 @@ class Standbys:
                 kill_group(child.pid)
         if self._saver is not None:
             self._loop.remove_reader(self._saver.channel)
+        self._listener.close()
 
     # ------------------------------------------------------------ the zygote
     def _start(self) -> None:
@@ -196,12 +202,12 @@ class Standbys:
         for _ in range(self._wanted - len(self._ready) - len(self._born)):
             self._ask_for(Birth(role="standby"), self._standby_ended)
 
-    def _ask_for(self, birth: Birth, on_end: Callable[[Standby, Ending], None]) -> None:
+    def _ask_for(self, birth: Birth, on_end: Callable[[Standby, Ending], None], *more: socket.socket) -> None:
         assert self._zygote is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
-            socket.send_fds(self._zygote, [msgspec.json.encode(birth)], [theirs.fileno()])
+            socket.send_fds(self._zygote, [msgspec.json.encode(birth)], [each.fileno() for each in (theirs, *more)])
         except OSError:  # it just died; the reaper tells
             ours.close()
             self._saver_is_asked_for = self._saver_is_asked_for and birth.role != "saver"
@@ -275,7 +281,7 @@ class Standbys:
             return
         self._saver_is_asked_for = True
         birth = Birth(role="saver", arenas=self._arenas.own, copies=self._arenas.copies)
-        self._ask_for(birth, self._saver_ended)
+        self._ask_for(birth, self._saver_ended, self._listener)
 
     def _hear_saver(self, saver: Standby) -> None:
         try:

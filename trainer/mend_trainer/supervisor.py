@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Final
 
 from mend.protocol import (
+    ENV_SNAPSHOT_TOKEN,
     ENV_TOKEN,
     Ack,
     AgentState,
@@ -30,6 +31,7 @@ from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check
 from mend_trainer.command import understand
+from mend_trainer.copies.tls import snapshot_token
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
 from mend_trainer.gang import Gang
@@ -157,7 +159,7 @@ class Supervisor:
             quarantined=gang.told.quarantined if gang else (),
             save=save_report(gang.told, self._holding, now) if gang else None,
             held=self._holding.held,
-            saver_port=self._holding.port,
+            saver_port=self._standbys.saver_port,
             memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             terminating=self._terminating,
         )
@@ -344,6 +346,8 @@ class Supervisor:
 def _environment_of_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """The agent's own, without the token that would let a rank give orders."""
     kept = {name: value for name, value in environment.items() if name != ENV_TOKEN}
+    if token := environment.get(ENV_TOKEN):
+        kept[ENV_SNAPSHOT_TOKEN] = snapshot_token(token)
     kept.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; otherwise every rank takes every core
     kept.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun does
     kept.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that imports may ask for GPUs and yet be forked

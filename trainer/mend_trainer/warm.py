@@ -21,7 +21,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from mend.protocol import ExitCode, Message
+from mend.protocol import ENV_RUN_UID, ExitCode, Message
 from mend.store.s3_client import descriptions
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
@@ -55,7 +55,7 @@ class Nursery(Message, frozen=True, kw_only=True):
 
 
 class Birth(Message, frozen=True, kw_only=True):
-    """The agent asks for one process; the descriptor beside it is the child's own channel."""
+    """The agent asks for one process; beside it goes the child's own channel, and for a saver where it listens."""
 
     role: Literal["standby", "keeper", "saver"]
     arenas: tuple[str, ...] = ()  # a saver's: where the snapshots of this worker's ranks are
@@ -172,12 +172,13 @@ def _holds_in_a_fork(holds: Callable[[], bool]) -> bool:
 
 def _give_birth(nursery: Nursery, channel: socket.socket) -> Callable[[], int] | None:
     """Serve one request: None in the zygote, the child's life in the child."""
-    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1)
+    message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 2)
     if not message:
         os._exit(0)  # the agent is gone
-    own = socket.socket(fileno=descriptors[0])
+    own, *others = (socket.socket(fileno=descriptor) for descriptor in descriptors)
     if not _fork_orphan():
-        own.close()
+        for each in (own, *others):
+            each.close()
         return None
     channel.close()
     _await_adoption(nursery.agent_pid)
@@ -188,7 +189,7 @@ def _give_birth(nursery: Nursery, channel: socket.socket) -> Callable[[], int] |
         case "keeper":
             return lambda: _keep(nursery.host, own)
         case "saver":
-            return lambda: _save(birth, own)
+            return lambda: _save(birth, own, *others)
 
 
 def _fork_orphan() -> bool:
@@ -270,18 +271,23 @@ def _keep(host: str, channel: socket.socket) -> int:
     return ExitCode.SUCCEEDED
 
 
-def _save(birth: Birth, channel: socket.socket) -> int:
+def _save(birth: Birth, channel: socket.socket, listener: socket.socket) -> int:
     name_process("mend-saver")
     from mend_trainer.checkpoint.arena import Arena
     from mend_trainer.checkpoint.saver import serve
+    from mend_trainer.copies.credentials import read_credentials
+    from mend_trainer.copies.exchange import Exchange
 
     logging.basicConfig(level=logging.INFO, format="saver: %(message)s", force=True)
     try:
-        arenas = [Arena.attach(path) for path in birth.arenas]
+        arenas, copies = ([Arena.attach(path) for path in paths] for paths in (birth.arenas, birth.copies))
     except OSError:
         os._exit(0)  # the agent is gone
     _say(channel, Hello(pid=os.getpid()))
-    serve(channel, arenas)
+    exchange = None
+    if credentials := read_credentials():
+        exchange = Exchange(arenas, copies, listener, credentials, os.environ.get(ENV_RUN_UID, ""))
+    serve(channel, arenas, exchange)
     return ExitCode.SUCCEEDED
 
 

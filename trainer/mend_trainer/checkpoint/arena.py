@@ -122,6 +122,10 @@ class Snapshot:
         self.arena.words.put(self.slot, SlotWord.OUTCOME_BYTES, len(outcome))
         self.arena.words.put(self.slot, SlotWord.SETTLED, self.sequence)
 
+    def mark_copied(self) -> None:
+        """The saver's: whoever waits for its copy at the buddy need not do so any longer."""
+        self.arena.words.put(self.slot, SlotWord.COPIED, self.sequence)
+
     @property
     def outcome(self) -> bytes | None:
         """What came of it; None while it is owed, or if it never was."""
@@ -143,6 +147,11 @@ class Draft:
     def raw(self, index: int) -> memoryview:
         """Room for the bytes of the block at `index`."""
         return self._data[self._starts[index] : self._starts[index] + self.blocks[index].bytes]
+
+    @property
+    def data(self) -> memoryview:
+        """Room for all its blocks, each at its start."""
+        return self._data
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy these tensors in, those of the blocks' names; back when every byte is there."""
@@ -216,9 +225,9 @@ class Arena:
         for slot in range(SLOTS):
             self.view(slot, _DATA, _ends(blocks)[1])
 
-    def begin(self, blocks: Sequence[Block]) -> Draft | None:
-        """Make room in the place of the oldest snapshot that is not owed; None if both are."""
-        if (slot := self._oldest_free()) is None:
+    def begin(self, blocks: Sequence[Block], keep: int | None = None) -> Draft | None:
+        """Make room in the place of the oldest snapshot that is not owed; None if both are. `keep`: not that slot."""
+        if (slot := self._oldest_free(keep)) is None:
             return None
         sequence = max(self.words.get(each, SlotWord.SEQUENCE) for each in range(SLOTS))
         sequence += 2 - sequence % 2
@@ -249,8 +258,8 @@ class Arena:
                 pin(mapped)
         return mapped[:length]
 
-    def _oldest_free(self) -> int | None:
-        free = [slot for slot in range(SLOTS) if not self.words.is_owed(slot)]
+    def _oldest_free(self, keep: int | None = None) -> int | None:
+        free = [slot for slot in range(SLOTS) if slot != keep and not self.words.is_owed(slot)]
         # One that is torn holds nothing that anybody could want.
         return min(free, key=lambda slot: (self.words.is_whole(slot), self._sequence(slot)), default=None)
 

@@ -68,13 +68,16 @@ class Checkpointer:
         arena: Arena | None = None,
         saver: Callable[[Arena], SaverLink] | None = None,
         connect: Connect | None = None,
+        has_buddy: bool = False,
         may_repeat: bool = False,
         timeout_seconds: float = 900.0,
         save_seconds: float = 900.0,
     ) -> None:
         """`may_repeat`: the weights may be as in the save before; else such a save is refused.
 
-        `connect` reaches the saver of another worker, `saver` the rank's own if it is a special one.
+        `connect` reaches the savers of other workers, `saver` the rank's own if it is a special one. `has_buddy`: no
+        snapshot for memory alone is taken while any rank's last is still being copied; so there is always one that all
+        ranks and all their buddies have.
         """
         self._plan = plan
         self._run = run
@@ -88,7 +91,7 @@ class Checkpointer:
         self.lineage: tuple[Ancestor, ...] = ()  # what saves carry; a restore sets it
         self.save_seconds = save_seconds
         self._may_repeat = may_repeat
-        self._connect = connect
+        self._connect, self._has_buddy = connect, has_buddy
         self._signature: tuple[Any, ...] = ()
         self._blocks: tuple[Block, ...] = ()
         path = os.environ.get(ENV_ARENA)
@@ -133,10 +136,11 @@ class Checkpointer:
         began = time.monotonic()
         plain = json.loads(json.dumps(values, allow_nan=False))
         self._hear()
-        save_id = self._agree_to_start(step, state)
+        save_id = self._agree_to_start(step, state, may_wait=not owed)
         draft = self.arena.begin(self._blocks) if save_id else None
         if draft is None:
-            self._tell(Skipped(step=step))
+            if owed:
+                self._tell(Skipped(step=step))
             return False
         draft.fill(local_tensors(state))
         self._stall_seconds = time.monotonic() - began
@@ -192,7 +196,8 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        memory = Memory.of_this_worker(self.arena, holders, self._connect)
+        others = self._connect(holders) if self._connect and holders else None
+        memory = Memory.of_this_worker(self.arena, holders, others)
         restored = restore(
             self.agreeing, self.store, memory, candidates, state, self._report, self._mark, key_of(self._run)
         )
@@ -204,11 +209,12 @@ class Checkpointer:
         """Nothing more will be saved. What is owed still is, without this process."""
         self._saver.close()
 
-    def _agree_to_start(self, step: int, state: Mapping[str, Any]) -> str:
+    def _agree_to_start(self, step: int, state: Mapping[str, Any], *, may_wait: bool) -> str:
         """The name of the new save, "" if any rank has no room; lays the save out anew if any rank's state changed."""
         seen = signature(state)
         drawn = secrets.randbits(62) if self.agreeing.rank == 0 else 0
-        mine = [not self.arena.has_room, seen != self._signature, drawn, step, -step]
+        waits = may_wait and self._has_buddy and self.arena.words.is_being_copied
+        mine = [waits or not self.arena.has_room, seen != self._signature, drawn, step, -step]
         full, changed, number, highest, lowest = self.agreeing.maximum(mine)
         if highest != -lowest:
             raise RuntimeError(f"save() was called at step {-lowest} on one rank and at step {highest} on another")

@@ -16,7 +16,7 @@ from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.sources import Sheet, Source, data_name, sheet_key, sheet_of
 from mend_trainer.checkpoint.writer import Written
 
-Connect = Callable[[str], Source]  # to another worker's saver, by its URL
+Connect = Callable[[Sequence[Holder]], Source | None]  # to the memory of other workers; None: it cannot be read
 
 
 class NotHad(Exception):
@@ -32,17 +32,16 @@ class _Shown(msgspec.Struct, frozen=True, kw_only=True):
 class Memory:
     """The memory of all workers, as one rank can read it, by `data_key`."""
 
-    def __init__(self, arenas: Sequence[Arena], holders: Sequence[Holder], connect: Connect | None) -> None:
+    def __init__(self, arenas: Sequence[Arena], holders: Sequence[Holder], others: Source | None) -> None:
         self._arenas = arenas
         self._holders = holders
-        self._connect = connect
+        self._others = others  # of whatever `holders` name
         self._own: dict[str, Snapshot] = {}  # by key
-        self._others: dict[str, Source] = {}
 
     @classmethod
-    def of_this_worker(cls, own: Arena, holders: Sequence[Holder], connect: Connect | None) -> Memory:
+    def of_this_worker(cls, own: Arena, holders: Sequence[Holder], others: Source | None) -> Memory:
         """With all arenas that the agent has named, and the rank's own."""
-        return cls([own] if not (paths := _paths()) else [Arena.attach(path) for path in paths], holders, connect)
+        return cls([own] if not (paths := _paths()) else [Arena.attach(path) for path in paths], holders, others)
 
     def manifest(self, gang: Gang, save_id: str) -> Manifest:
         """Find the snapshots of that save, with all ranks of the gang; raises `NotHad` on all of them alike."""
@@ -67,7 +66,7 @@ class Memory:
         if snapshot is not None:
             into[:] = snapshot.data[start : start + len(into)]
         else:
-            self._source_of(key).get_into(key, into, start)
+            self._source_of_others(key).get_into(key, into, start)
 
     @property
     def is_unchanged(self) -> bool:
@@ -87,27 +86,19 @@ class Memory:
 
     def _fetch(self, save_id: str, known: Iterable[int]) -> _Shown:
         sheets = []
-        wanted = {holder.rank: holder for holder in self._holders if holder.save_id == save_id}
-        for rank in sorted(wanted.keys() - set(known)):
+        wanted = {holder.rank for holder in self._holders if holder.save_id == save_id}
+        for rank in sorted(wanted - set(known)):
             key = sheet_key(save_id, rank)
             try:
-                sheets.append(msgspec.json.decode(self._source_at(wanted[rank].url).get(key), type=Sheet))
+                sheets.append(msgspec.json.decode(self._source_of_others(key).get(key), type=Sheet))
             except (StoreError, msgspec.MsgspecError):
                 continue  # the candidate is passed over
         return _Shown(sheets=tuple(sheets))
 
-    def _source_of(self, key: str) -> Source:
-        for holder in self._holders:
-            if key == f"{holder.save_id}/{data_name(holder.rank)}":
-                return self._source_at(holder.url)
-        raise NotFound(key, "no worker is known to have it in memory")
-
-    def _source_at(self, url: str) -> Source:
-        if self._connect is None:
-            raise NotFound(url, "this rank cannot read the memory of other workers")
-        if url not in self._others:
-            self._others[url] = self._connect(url)
-        return self._others[url]
+    def _source_of_others(self, key: str) -> Source:
+        if self._others is None:
+            raise NotFound(key, "this rank cannot read the memory of other workers")
+        return self._others
 
 
 def bytes_present(own: Arena) -> int:

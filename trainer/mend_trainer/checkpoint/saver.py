@@ -26,7 +26,8 @@ from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.saving import Outcome, Saving
 from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import digest_all
-from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said
+from mend_trainer.copies.exchange import Exchange
+from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said, decode_guide
 
 _LOOK_SECONDS: Final = 0.5  # a look without having been told: it costs microseconds
 _NICENESS: Final = 10
@@ -43,8 +44,10 @@ class Saver:
         arenas: Sequence[Arena],
         tell: Callable[[Said], None],
         open_at: Callable[[str, str | None], Store] = open_store,
+        exchange: Exchange | None = None,
     ) -> None:
         self._arenas = arenas
+        self._exchange = exchange
         self._tell = tell
         self._open = open_at
         self._stores: dict[tuple[str, str | None], Store] = {}
@@ -64,6 +67,7 @@ class Saver:
                 place = number, snapshot.sequence
                 if digests is not None and snapshot.is_owed and place not in self._saving:
                     self._begin(place, snapshot, digests)
+            self._copy_newest(arena)
         self._resumes = False
         self._say_what_is_held()
 
@@ -153,9 +157,20 @@ class Saver:
                 self._stores[uri, endpoint] = self._open(uri, endpoint)
             return self._stores[uri, endpoint]
 
+    def _copy_newest(self, arena: Arena) -> None:
+        snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.digests is not None]
+        if snapshots and self._exchange is None:
+            snapshots[-1].mark_copied()
+        elif snapshots and self._exchange is not None:
+            self._exchange.offer(snapshots[-1])
+
     def _say_what_is_held(self) -> None:
-        snapshots = [each for arena in self._arenas for each in arena.snapshots() if each.digests is not None]
-        now = Holding(held=held(snapshots), stored_bytes=self._stored_bytes)
+        snapshots = [each for arena in self._arenas for each in arena.snapshots()]
+        snapshots += self._exchange.copies if self._exchange else []
+        now = Holding(
+            held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
+            stored_bytes=self._stored_bytes,
+        )
         if now != self._told:
             self._told = now
             self._tell(now)
@@ -201,7 +216,7 @@ def held(snapshots: Sequence[Snapshot]) -> tuple[Held, ...]:
     )
 
 
-def serve(channel: socket.socket, arenas: Sequence[Arena]) -> None:
+def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | None = None) -> None:
     """A saver's whole life: look when told to, and now and then. Once nobody tells any more, finish and return."""
     os.nice(_NICENESS)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is owed is saved until nobody waits any longer
@@ -210,11 +225,18 @@ def serve(channel: socket.socket, arenas: Sequence[Arena]) -> None:
         with contextlib.suppress(OSError):  # nobody is there to hear it, or it does not listen: the arenas say it too
             channel.send(msgspec.json.encode(said), socket.MSG_DONTWAIT)
 
-    saver = Saver(arenas, tell)
+    saver = Saver(arenas, tell, exchange=exchange)
     saver.look()
+    ears: list[socket.socket | int] = [channel, exchange.news] if exchange else [channel]
     while True:
-        if select.select([channel], [], [], _LOOK_SECONDS)[0] and not channel.recv(MESSAGE_BYTES):
-            break
+        heard = select.select(ears, [], [], _LOOK_SECONDS)[0]
+        if channel in heard:
+            if not (message := channel.recv(MESSAGE_BYTES)):
+                break
+            if exchange:
+                exchange.follow(decode_guide(message))
+        if exchange and exchange.news in heard:
+            exchange.hear()
         saver.look()
     _let_go_of_output()
     saver.look()
