@@ -439,7 +439,7 @@ def test_a_slow_upload_does_not_stop_the_training(proxy: FaultyProxy) -> None:
     assert keeper.checkpointer.save(2, 20, a_state(2), {})
     for step in range(3, 6):
         assert not keeper.checkpointer.save(step, 10, a_state(step), {})
-    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3, 4, 5]
+    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3], "told once"
     assert keeper.checkpointer.in_flight
     release.set()
     assert keeper.checkpointer.wait(60)

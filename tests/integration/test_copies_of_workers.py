@@ -24,14 +24,15 @@ from mend.protocol import (
     Held,
     Holder,
 )
+from mend.selfsigned import self_signed
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.slots import SLOTS, region_start
-from run_secrets import run_pem
 from waiting import eventually
 
 REMEMBERING = str(Path(__file__).parents[1] / "programs" / "remembering.py")
 DATA_REGION = 4
+PEM = self_signed("run")
 
 
 class Run:
@@ -46,7 +47,7 @@ class Run:
         """A new pod for that worker."""
         folder = self._folder / f"pod-{worker}-{self.attempt}"
         folder.mkdir()
-        given = {ENV_TLS_PEM: run_pem(), ENV_RUN_UID: "uid", "NOTES": str(self._folder), **self._env}
+        given = {ENV_TLS_PEM: PEM, ENV_RUN_UID: "uid", "NOTES": str(self._folder), **self._env}
         agent = an_agent(["python", REMEMBERING], folder, worker=worker, ranks=1, env=given)
         client = self.workers[worker] = await self._stack.enter_async_context(agent)
         return client

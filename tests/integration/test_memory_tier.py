@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,9 +15,11 @@ from pathlib import Path
 import msgspec
 
 from agents_real import AgentClient, a_launch, an_agent, has_exit, warm
+from memory_cgroup import limited_memory
 from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Held, Points, Stop
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
+from mend_trainer.procfs import GONE, look_at
 
 _LOOP = Path(__file__).parents[1] / "programs" / "loop.py"
 
@@ -159,6 +165,74 @@ async def test_a_save_is_finished_although_its_rank_was_killed(tmp_path: Path) -
         assert beat.save.committed.step >= 29
         await client.order(Stop(attempt=1, exit=True))
         await client.left()
+
+
+async def test_a_killed_agent_takes_only_its_memory_along(tmp_path: Path) -> None:
+    """kill -9 of the agent ends its ranks and its saver; another goes on from the newest committed checkpoint."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", interval_steps=10)
+    async with a_worker(tmp_path) as client:
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: beat.save is not None and beat.save.committed, "a checkpoint")
+        saver = pid_of_saver(client.agent.pid)
+        assert saver is not None
+        os.kill(client.agent.pid, signal.SIGKILL)
+        await client.left()
+        for pid in (saver, pid_of(beat, 0), pid_of(beat, 1)):
+            await until_gone(pid)
+    _, saved = next_attempt(open_store(plan.uri))
+    async with a_worker(tmp_path) as client:
+        await launch(client, 2, plan, *saved)
+        beat = await client.until(lambda beat: beat.restored is not None and beat.attempt == 2, "restored")
+        assert beat.restored == saved[0]
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until that process has ended."""
+    give_up_at = time.monotonic() + 60
+    while look_at(pid).state not in (GONE, "Z"):
+        assert time.monotonic() < give_up_at, f"process {pid} is still there"
+        await asyncio.sleep(0.01)
+
+
+def test_a_pod_that_is_too_small_is_told_before_the_first_step(tmp_path: Path) -> None:
+    """In a memory cgroup that cannot hold the copies the session names the limit and the remedy; nothing is saved."""
+    program = tmp_path / "large.py"
+    program.write_text(
+        "import sys, torch\n"
+        "from mend.protocol import CheckpointPlan\n"
+        "from mend_trainer.session import Session\n"
+        "model = torch.nn.Linear(4096, 8192, bias=False)\n"
+        "optimizer = torch.optim.AdamW(model.parameters())\n"
+        "with Session(model=model, optimizer=optimizer, checkpoint=CheckpointPlan(uri=sys.argv[1])):\n"
+        "    print('entered')\n"
+    )
+    with limited_memory(700 << 20) as group:
+        inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
+        command = [*inside, sys.executable, str(program), f"file://{tmp_path}/run"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "MemoryTooSmall: resources.limits.memory: 700Mi" in done.stderr
+    assert "snapshots of this worker need 768Mi" in done.stderr
+    assert "entered" not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_last_step_that_was_restored_from_memory_is_committed_too(tmp_path: Path) -> None:
+    """Ranks that were killed between the copy of the last step and its commit end only once it is in the store."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", memory_interval_steps=1)
+    async with a_worker(tmp_path, STEPS="12") as client:
+        (tmp_path / "run").touch()  # no folder can be made there: nothing can be saved
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: whole(beat, 11), "the last step in memory")
+        held = whole(beat)
+        assert held is not None
+        for rank in (0, 1):
+            os.kill(pid_of(beat, rank), signal.SIGKILL)
+        await client.until(has_exit(1, 1))
+        (tmp_path / "run").unlink()
+        await launch(client, 2, plan, in_memory(held))
+        await client.until(lambda beat: beat.attempt == 2 and beat.state is AgentState.FINISHED, "the end")
+        _, saved = next_attempt(open_store(plan.uri))
+        assert (saved[0].step, saved[0].attempt) == (11, 2)
 
 
 async def test_a_finished_run_has_committed_its_last_step(tmp_path: Path) -> None:

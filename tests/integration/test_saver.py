@@ -128,7 +128,7 @@ def test_training_goes_on_while_the_saver_is_stopped(tmp_path: Path) -> None:
     assert keeper.checkpointer.wait(_SECONDS)
     os.kill(keeper.pid, signal.SIGSTOP)
     assert [keeper.save(step) for step in range(1, 6)] == [True, True, False, False, False]
-    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3, 4, 5]
+    assert [report.step for report in keeper.reports if isinstance(report, Skipped)] == [3], "told once"
     os.kill(keeper.pid, signal.SIGCONT)
     assert keeper.checkpointer.wait(_SECONDS)
     assert sorted(report.checkpoint.step for report in keeper.reports if isinstance(report, Committed)) == [0, 1, 2]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -151,7 +150,6 @@ class Session(Generic[B]):
         )
         self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
         self._reporter = Reporter.from_environment()
-        self._reporting = threading.Lock()  # the checkpointer reports from a thread of its own
         self._curve = Curve(self._page, self._report if self.rank == 0 else None)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
@@ -230,7 +228,7 @@ class Session(Generic[B]):
                 mark=self._page.mark,
                 config_digest=self._config_digest,
                 store=before.store if before is not None else None,
-                arena=before.arena if before is not None else None,
+                arena=before.agents_arena if before is not None else None,
                 connect=connect,
                 has_buddy=bool(launch.buddy),
                 may_repeat=self._weights_may_stand_still,
@@ -402,7 +400,8 @@ class Session(Generic[B]):
 
     def _continue_from(self, restored: RestoredState, here: BundleState) -> None:
         self._bundle.put(BundleState(tensors=here.tensors, values=restored.values))
-        self._step = self._saved_step = restored.step
+        self._step = restored.step
+        self._saved_step = -1 if restored.ref.save_in_memory else restored.step  # memory ends with the pod
         self._tokens = restored.tokens
         if self.rank == 0:
             _log.info("restored step %d from %s", restored.step, restored.ref.uri)
@@ -457,8 +456,7 @@ class Session(Generic[B]):
         return not failed
 
     def _report(self, report: Report) -> None:
-        with self._reporting:
-            self._reporter.send(report)
+        self._reporter.send(report)
 
 
 def _pauses(total_seconds: float) -> Iterator[float]:

@@ -17,8 +17,6 @@ import msgspec
 
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
-from mend_trainer.copies.credentials import read_credentials
-from mend_trainer.copies.server import listen
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
 from mend_trainer.pipes import Pipes
@@ -67,6 +65,7 @@ class Standbys:
         host: str,
         wanted: int,
         arenas: Arenas,
+        listener: socket.socket | None,
         changed: Callable[[], None],
         on_said: Callable[[Said], None],
     ) -> None:
@@ -81,9 +80,7 @@ class Standbys:
         self._zygote: socket.socket | None = None
         self._keeper: Standby | None = None
         self._saver: Standby | None = None
-        self._listener = listen(host)  # the saver's; ours too, so that its place outlives it
-        # Told before there is a saver, since a launch that comes so soon would name no buddy for as long as it lasts.
-        self.saver_port = int(self._listener.getsockname()[1]) if read_credentials(environment) else 0
+        self._listener = listener  # the saver's; ours too, so that its place outlives it
         self._saver_is_asked_for = False
         self._saver_pause = _RESTART_SECONDS[0]
         self._guide = Guide()
@@ -93,6 +90,11 @@ class Standbys:
         self._news = asyncio.Event()
         self._closed = False
         self._start()
+
+    @property
+    def saver_port(self) -> int:
+        """Where the saver serves snapshots, whether it is up or not yet; 0: it does not."""
+        return int(self._listener.getsockname()[1]) if self._listener is not None and not self._closed else 0
 
     @property
     def ready(self) -> int:
@@ -133,7 +135,8 @@ class Standbys:
                 kill_group(child.pid)
         if self._saver is not None:
             self._loop.remove_reader(self._saver.channel)
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     # ------------------------------------------------------------ the zygote
     def _start(self) -> None:
@@ -281,7 +284,7 @@ class Standbys:
             return
         self._saver_is_asked_for = True
         birth = Birth(role="saver", arenas=self._arenas.own, copies=self._arenas.copies)
-        self._ask_for(birth, self._saver_ended, self._listener)
+        self._ask_for(birth, self._saver_ended, *([self._listener] if self._listener else []))
 
     def _hear_saver(self, saver: Standby) -> None:
         try:

@@ -31,6 +31,8 @@ from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check
 from mend_trainer.command import understand
+from mend_trainer.copies.credentials import read_credentials
+from mend_trainer.copies.server import listen
 from mend_trainer.copies.tls import snapshot_token
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
@@ -89,6 +91,7 @@ class Supervisor:
             host=settings.host,
             wanted=settings.ranks_per_worker,
             arenas=self._arenas,
+            listener=listen(settings.host) if read_credentials(environment) else None,
             changed=self.bell.ring,
             on_said=self._hear_saver,
         )
@@ -170,6 +173,7 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
+                return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store

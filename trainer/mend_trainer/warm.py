@@ -271,7 +271,7 @@ def _keep(host: str, channel: socket.socket) -> int:
     return ExitCode.SUCCEEDED
 
 
-def _save(birth: Birth, channel: socket.socket, listener: socket.socket) -> int:
+def _save(birth: Birth, channel: socket.socket, listener: socket.socket | None = None) -> int:
     name_process("mend-saver")
     from mend_trainer.checkpoint.arena import Arena
     from mend_trainer.checkpoint.saver import serve
@@ -285,7 +285,7 @@ def _save(birth: Birth, channel: socket.socket, listener: socket.socket) -> int:
         os._exit(0)  # the agent is gone
     _say(channel, Hello(pid=os.getpid()))
     exchange = None
-    if credentials := read_credentials():
+    if listener is not None and (credentials := read_credentials()):
         exchange = Exchange(arenas, copies, listener, credentials, os.environ.get(ENV_RUN_UID, ""))
     serve(channel, arenas, exchange)
     return ExitCode.SUCCEEDED

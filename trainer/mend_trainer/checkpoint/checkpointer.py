@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
@@ -36,6 +37,8 @@ from mend_trainer.checkpoint.signing import key_of
 
 _POLL_SECONDS: Final = 0.01
 
+_log = logging.getLogger(__name__)
+
 
 class Checkpointer:
     """Saves and restores the state of one attempt; every rank of the gang has one and calls it at the same steps.
@@ -47,7 +50,7 @@ class Checkpointer:
 
     Rank 0 reports `Skipped` and `Quarantined`, and `Committed` and `SaveFailed` where no agent hears them from the
     saver; `Restored` is the caller's to report. A store given by the caller is restored from instead of opening
-    `plan.uri`; `save_seconds` bounds how long the saver tries. `arena` is one that this process has open already.
+    `plan.uri`; `save_seconds` bounds how long the saver tries. `arena` is the agent's, if it is open already.
 
     Making one is a collective of `process_group` (default: the whole world): it makes a gloo group of its own,
     described as `mend:agree`. Without torch.distributed it is a world of one.
@@ -94,11 +97,12 @@ class Checkpointer:
         self._connect, self._has_buddy = connect, has_buddy
         self._signature: tuple[Any, ...] = ()
         self._blocks: tuple[Block, ...] = ()
-        path = os.environ.get(ENV_ARENA)
-        self.arena = arena or (Arena.attach(path) if path else Arena.create(f"rank-{self.agreeing.rank}"))
-        self._saver = saver(self.arena) if saver else AgentsSaver(report) if path else OwnSaver(self.arena)
+        self.agents_arena = arena or _agents_arena()  # for the checkpointer of the next attempt
+        self.arena = self.agents_arena or Arena.create(f"rank-{self.agreeing.rank}")
+        self._saver = saver(self.arena) if saver else AgentsSaver(report) if self.agents_arena else OwnSaver(self.arena)
         self._pending: list[Snapshot] = []
         self._last_failed = False
+        self._is_skipping = False
         self._stall_seconds = 0.0
 
     @property
@@ -139,9 +143,11 @@ class Checkpointer:
         save_id = self._agree_to_start(step, state, may_wait=not owed)
         draft = self.arena.begin(self._blocks) if save_id else None
         if draft is None:
-            if owed:
+            if owed and not self._is_skipping:
+                self._is_skipping = True  # what is made up for later counts once
                 self._tell(Skipped(step=step))
             return False
+        self._is_skipping = self._is_skipping and not owed
         draft.fill(local_tensors(state))
         self._stall_seconds = time.monotonic() - began
         header = Header(
@@ -243,3 +249,15 @@ class Checkpointer:
     def _tell(self, report: Report) -> None:
         if self.agreeing.rank == 0:
             self._report(report)
+
+
+def _agents_arena() -> Arena | None:
+    """The arena that the agent has for this rank's place, if there is an agent and it can be reached."""
+    path = os.environ.get(ENV_ARENA)
+    if not path:
+        return None
+    try:
+        return Arena.attach(path)
+    except OSError as error:
+        _log.warning("the agent's shared memory cannot be opened (%s): nothing can be restored from it later", error)
+        return None

@@ -17,10 +17,10 @@ from mend_trainer.checkpoint.writer import Share, Written
 
 
 def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share], key: bytes | None = None) -> Manifest:
-    """Check that everything is there, then write `.metadata` for other tools and the manifest last, signed with a key.
+    """Check that everything is there, then write `.metadata` for other tools and, last, the manifest.
 
-    From the same shares everybody writes the same bytes, so it does no harm if two do. Raises ValueError if the shares
-    do not cover every tensor, or the `StoreError` that stopped it.
+    With a `key` it is signed. From the same shares everybody writes the same bytes, so it does no harm if two do.
+    Raises ValueError if the shares do not cover every tensor, or the `StoreError` that stopped it.
     """
     written = [each for share in shares for each in share.written]
     manifest = Manifest(

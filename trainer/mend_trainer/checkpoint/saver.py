@@ -30,6 +30,7 @@ from mend_trainer.copies.exchange import Exchange
 from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said, decode_guide
 
 _LOOK_SECONDS: Final = 0.5  # a look without having been told: it costs microseconds
+_TELL_SECONDS: Final = 1.0  # an agent that is frozen is not waited for
 _NICENESS: Final = 10
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ class Saver:
         self._reading_back: threading.Thread | None = None
         self._lock = threading.Lock()
         self._told = Holding()
-        self._stored_bytes = 0
 
     def look(self) -> None:
         """Digest what is new, begin to save what is owed."""
@@ -115,7 +115,6 @@ class Saver:
             if not isinstance(outcome, SaveFailed):
                 reached = header.origin.attempt, header.origin.step
                 snapshot.arena.words.committed = max(snapshot.arena.words.committed, reached)
-                self._stored_bytes += sum(block.bytes for block in header.blocks)
         snapshot.settle(msgspec.json.encode(outcome))
         self._say(snapshot, outcome)
         if isinstance(outcome, Committed) and header.verify and header.rank == 0:
@@ -167,9 +166,12 @@ class Saver:
     def _say_what_is_held(self) -> None:
         snapshots = [each for arena in self._arenas for each in arena.snapshots()]
         snapshots += self._exchange.copies if self._exchange else []
+        with self._lock:
+            usages = [store.usage for store in self._stores.values()]
         now = Holding(
             held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
-            stored_bytes=self._stored_bytes,
+            requests=sum(usage.total for usage in usages),
+            stored_bytes=sum(usage.sent_bytes for usage in usages),
         )
         if now != self._told:
             self._told = now
@@ -223,6 +225,7 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
 
     def tell(said: Said) -> None:
         with contextlib.suppress(OSError):  # nobody is there to hear it, or it does not listen: the arenas say it too
+            select.select([], [channel], [], _TELL_SECONDS)
             channel.send(msgspec.json.encode(said), socket.MSG_DONTWAIT)
 
     saver = Saver(arenas, tell, exchange=exchange)

@@ -33,7 +33,6 @@ from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share,
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
 _OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
 _TAKE_OVER_SECONDS: Final = 3.0  # after all shares are there
-_PATIENCE_SECONDS: Final = 60.0  # with peers of which nothing new comes
 _AGAIN_SECONDS: Final = (1.0, 15.0)  # between two tries of a store that is away
 _FAILURES: Final = (StoreError, OSError, RuntimeError, ValueError, MemoryError)
 
@@ -58,12 +57,16 @@ class Saving:
         unchanged: int,
         resumed: bool,
         complain: Callable[[SaveFailed], None],
-        nap: Callable[[float], None] = time.sleep,
+        patience_seconds: float = 60.0,
     ) -> None:
-        """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile."""
+        """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile.
+
+        `patience_seconds`: how long peers of which nothing new comes are waited for at least.
+        """
         header = snapshot.header
         self._store, self._snapshot, self._digests = store, snapshot, digests
-        self._unchanged, self._resumed, self._complain, self._nap = unchanged, resumed, complain, nap
+        self._unchanged, self._resumed, self._complain = unchanged, resumed, complain
+        self._patience_seconds = patience_seconds
         self._step, self._rank, self._world = header.origin.step, header.rank, header.world_size
         self._folder = checkpoint_key(header.origin.step, header.origin.attempt, header.save_id)
         self._began = time.monotonic()
@@ -123,7 +126,7 @@ class Saving:
     def _await_all(self) -> Sequence[Share]:
         names = {share_name(rank): rank for rank in range(self._world)}
         pause = _LOOK_SECONDS[0] if self._rank == 0 else _OTHERS_SECONDS
-        patience = max(_PATIENCE_SECONDS, 2 * self._upload_seconds)
+        patience = max(self._patience_seconds, 2 * self._upload_seconds)
         seen: set[str] = set()
         news_at = complete_at = time.monotonic()
         while True:
@@ -145,7 +148,7 @@ class Saving:
                 raise _GivenUp(
                     f"nothing came of ranks {_some(silent)} within {patience:.0f}s; their savers may yet commit"
                 )
-            self._nap(pause)
+            time.sleep(pause)
             pause = min(1.5 * pause, _LOOK_SECONDS[1])
 
     def _decide(self) -> Sequence[Share]:
@@ -194,8 +197,9 @@ class Saving:
 
     # ------------------------------------------------------------ the store
     def _retried(self, work: Callable[[], Result]) -> Result:
-        """`work`, again and again while the store is away, until the save's deadline; each failure is told."""
+        """`work`, again and again while the store is away, until the save's deadline; the first failure is told."""
         pause = _AGAIN_SECONDS[0]
+        complained = False
         while True:
             try:
                 return work()
@@ -203,8 +207,10 @@ class Saving:
                 told = f"{type(error).__name__}: {error}"
                 if not error.transient or time.monotonic() + pause > self._deadline:
                     raise _GivenUp(told) from error
-                self._complain(SaveFailed(step=self._step, error=f"{told}; it is tried again"))
-            self._nap(pause)
+                if not complained:
+                    self._complain(SaveFailed(step=self._step, error=f"{told}; it is tried again"))
+                    complained = True
+            time.sleep(pause)
             pause = min(2 * pause, _AGAIN_SECONDS[1])
 
     def _list(self) -> dict[str, int]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.copies.credentials import Credentials
 from mend_trainer.copies.sender import Sender
 from mend_trainer.copies.server import SnapshotServer
 from mend_trainer.copies.shelf import ArenaShelf
-from mend_trainer.memory import read_memory, refusal
+from mend_trainer.podmemory import PodMemory, pod_memory
 from mend_trainer.savers import Guide
+
+_RESERVE: Final = 0.05  # of the pod's limit, left to ranks and kernel
 
 
 class Exchange:
-    """Of one worker. `listener` is the agent's as well, so that the place stays the same when a saver dies."""
+    """Of one worker. `listener` is the agent's as well, so that its place is known before a saver is, and stays."""
 
     def __init__(
         self,
@@ -34,7 +37,7 @@ class Exchange:
             own,
             copies,
             run_uid=run_uid,
-            room_for=lambda more: refusal(more, read_memory()),
+            room_for=lambda more: refusal(more, pod_memory()),
             on_copy=lambda: os.eventfd_write(self.news, 1),
         )
         self._server = SnapshotServer(listener, credentials.tls, credentials.token, shelf)
@@ -66,3 +69,15 @@ class Exchange:
     def hear(self) -> None:
         """The news have been seen."""
         os.eventfd_read(self.news)
+
+
+def refusal(more: int, pod: PodMemory) -> str:
+    """Why so many bytes more had better not be taken for copies; "" if they may."""
+    free = pod.free_bytes
+    if free is None or more <= (left := max(0, free - int(pod.limit_bytes * _RESERVE))):
+        return ""
+    limit = pod.limit_bytes >> 20
+    return (
+        f"copies would take {more >> 20}Mi more, and {left >> 20}Mi are left of the limit of {limit}Mi; "
+        "raise resources.limits.memory of container trainer, or set spec.checkpoint.memory.peers to false"
+    )

@@ -1,0 +1,233 @@
+"""Savers that meet in the store: from whatever each of them sees, all come to the same verdict, and it is right."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mend.manifest import decode_manifest
+from mend.protocol import MANIFEST_NAME, Committed, SaveFailed, share_name
+from mend.store import Data
+from mend.store.files import FileStore
+from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
+from mend_trainer.checkpoint.layout import blocks_of, local_tensors
+from mend_trainer.checkpoint.saving import Outcome, Saving
+from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, digest_all, encode_share
+
+WORLD = 2
+
+
+class Died(BaseException):
+    """A saver that is gone: nothing of it runs any more."""
+
+
+class Watched(FileStore):
+    """A folder that calls `before` at each request, with what is asked and of which object."""
+
+    def __init__(self, root: Path, before: Callable[[str, str], None] = lambda what, key: None) -> None:
+        super().__init__(root, 5.0)
+        self._before = before
+
+    def put(self, key: str, data: Data) -> str:
+        """As the real one."""
+        self._before("put", key)
+        return super().put(key, data)
+
+    def get(self, key: str, start: int = 0, length: int | None = None, if_match: str = "") -> bytes:
+        """As the real one."""
+        self._before("get", key)
+        return super().get(key, start, length, if_match)
+
+
+def a_snapshot(rank: int, world: int = WORLD) -> Snapshot:
+    """What that rank has copied at step 7: its own tensor."""
+    state = {"model": {f"w{rank}": torch.full((50,), float(rank))}}
+    arena = Arena.create(f"rank-{rank}")
+    draft = arena.begin(blocks_of(state))
+    assert draft is not None
+    draft.fill(local_tensors(state))
+    origin = Origin(
+        run="team/clio",
+        run_uid="u",
+        attempt=1,
+        lineage=(),
+        config_digest="",
+        step=7,
+        tokens=70,
+        values={"of": rank},
+        created_unix_seconds=123.0,
+    )
+    header = Header(
+        save_id="a" * 16,
+        origin=origin,
+        rank=rank,
+        world_size=world,
+        blocks=draft.blocks,
+        uri="file:///x",
+        save_seconds=5.0,
+    )
+    return draft.publish(header, owed=True)
+
+
+def a_saving(
+    store: FileStore, snapshot: Snapshot, *, resumed: bool = False, patience_seconds: float = 30.0, unchanged: int = 0
+) -> Saving:
+    """One saver's work on it."""
+    return Saving(
+        store,
+        snapshot,
+        digest_all(snapshot),
+        unchanged=unchanged,
+        resumed=resumed,
+        complain=lambda failed: None,
+        patience_seconds=patience_seconds,
+    )
+
+
+def together(*savings: Saving) -> list[Outcome]:
+    """What all of them come to, at the same time."""
+    outcomes: dict[int, Outcome] = {}
+
+    def run(number: int) -> None:
+        outcomes[number] = savings[number].run()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(savings))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [outcomes[number] for number in range(len(savings))]
+
+
+def names(store: FileStore) -> list[str]:
+    """What lies in the folder of the save."""
+    return [entry.key.rpartition("/")[2] for entry in store.list("step-")]
+
+
+def dies_at(what: str, part: str) -> Callable[[str, str], None]:
+    """End the saver when it asks for that."""
+
+    def before(asked: str, key: str) -> None:
+        if asked == what and part in key:
+            raise Died
+
+    return before
+
+
+def test_all_commit_once_and_the_shares_are_gone(tmp_path: Path) -> None:
+    """Two savers, one checkpoint: both say so, it has the values of rank 0, and no share is left."""
+    store = Watched(tmp_path)
+    outcomes = together(*(a_saving(store, a_snapshot(rank)) for rank in range(WORLD)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+    assert names(store) == [".metadata", "__0_0.distcp", "__1_0.distcp", MANIFEST_NAME]
+    manifest = decode_manifest(store.get(next(e.key for e in store.list("step-") if e.key.endswith(MANIFEST_NAME))))
+    assert (manifest.values, manifest.world_size, sorted(manifest.tensors)) == ({"of": 0}, 2, ["model.w0", "model.w1"])
+
+
+@pytest.mark.parametrize(
+    ("what", "part"), [("put", ".distcp"), ("put", "share-"), ("get", "share-"), ("put", ".metadata")]
+)
+def test_a_saver_of_rank_0_that_dies_is_done_without_or_followed(what: str, part: str, tmp_path: Path) -> None:
+    """Wherever the saver of rank 0 dies, the save is committed, by its successor or by the saver of rank 1."""
+    snapshots = [a_snapshot(rank) for rank in range(WORLD)]
+    store = Watched(tmp_path)
+    late = a_saving(store, snapshots[1])
+    if what == "get" or part == ".metadata":  # it comes so far only once the other share is there
+        late._contribute()
+    with pytest.raises(Died):
+        a_saving(Watched(tmp_path, dies_at(what, part)), snapshots[0]).run()
+    outcomes = together(a_saving(store, snapshots[0], resumed=True), a_saving(store, snapshots[1], resumed=True))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+    assert [name for name in names(store) if name.startswith("share-")] == []
+
+
+def test_without_rank_0_the_others_commit(tmp_path: Path) -> None:
+    """Rank 0's share is there and its saver is not: the saver of rank 1 commits after a while."""
+    store = Watched(tmp_path)
+    a_saving(store, a_snapshot(0))._contribute()
+    assert isinstance(a_saving(store, a_snapshot(1)).run(), Committed)
+    assert MANIFEST_NAME in names(store)
+
+
+def test_what_is_committed_already_is_not_done_again(tmp_path: Path) -> None:
+    """A saver that finds the manifest writes nothing more."""
+    snapshot = a_snapshot(0, world=1)
+    assert isinstance(a_saving(Watched(tmp_path), snapshot).run(), Committed)
+    asked: list[str] = []
+    again = a_saving(Watched(tmp_path, lambda what, key: asked.append(what)), snapshot, resumed=True).run()
+    assert isinstance(again, Committed)
+    assert asked == []
+
+
+def test_two_savers_of_one_rank_do_no_harm(tmp_path: Path) -> None:
+    """One that was thought dead goes on beside its successor: one checkpoint, and both know of it."""
+    store, snapshot = Watched(tmp_path), a_snapshot(0, world=1)
+    outcomes = together(a_saving(store, snapshot), a_saving(store, snapshot, resumed=True))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+    assert names(store) == [".metadata", "__0_0.distcp", MANIFEST_NAME]
+
+
+def fails_to_write(what: str, key: str) -> None:
+    """A disk that breaks under the object."""
+    if what == "put" and key.endswith(".distcp"):
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("failing", range(WORLD))
+def test_one_error_fails_all_and_leaves_nothing(failing: int, tmp_path: Path) -> None:
+    """When one rank cannot write, no saver takes the save for committed, and the folder is empty again."""
+    stores = [Watched(tmp_path, fails_to_write) if rank == failing else Watched(tmp_path) for rank in range(WORLD)]
+    outcomes = together(*(a_saving(stores[rank], a_snapshot(rank)) for rank in range(WORLD)))
+    assert [type(outcome) for outcome in outcomes] == [SaveFailed, SaveFailed]
+    assert isinstance(outcomes[0], SaveFailed)
+    assert f"rank {failing}: OSError" in outcomes[0].error
+    assert names(stores[0]) == []
+
+
+def test_a_peer_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    """The wait ends with the ranks that are missing; object and share stay, and who comes last commits."""
+    store = Watched(tmp_path)
+    outcome = a_saving(store, a_snapshot(0), patience_seconds=0.2).run()
+    assert isinstance(outcome, SaveFailed)
+    assert "nothing came of ranks 1" in outcome.error
+    assert names(store) == ["__0_0.distcp", share_name(0)]
+    assert isinstance(a_saving(store, a_snapshot(1)).run(), Committed)
+
+
+def test_a_damaged_share_commits_nothing(tmp_path: Path) -> None:
+    """A share with a flipped bit is noticed by who would commit: what it says would become the manifest."""
+    store = Watched(tmp_path)
+    a_saving(store, a_snapshot(1))._contribute()
+    (path,) = tmp_path.glob(f"step-*/*/{share_name(1)}")
+    raw = bytearray(path.read_bytes())
+    raw[60] ^= 1
+    path.write_bytes(raw)
+    outcome = a_saving(store, a_snapshot(0)).run()
+    assert isinstance(outcome, SaveFailed)
+    assert "a share was damaged" in outcome.error
+    assert MANIFEST_NAME not in names(store)
+
+
+def test_weights_that_stand_still_on_one_rank_only_are_saved(tmp_path: Path) -> None:
+    """One rank may hold nothing but frozen layers; if no rank's weights have changed, the save is refused."""
+    store = Watched(tmp_path / "one")
+    outcomes = together(a_saving(store, a_snapshot(0), unchanged=1), a_saving(store, a_snapshot(1)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+    store = Watched(tmp_path / "all")
+    outcomes = together(*(a_saving(store, a_snapshot(rank), unchanged=1) for rank in range(WORLD)))
+    assert [type(outcome) for outcome in outcomes] == [SaveFailed, SaveFailed]
+    assert isinstance(outcomes[0], SaveFailed)
+    assert "weights_may_stand_still" in outcomes[0].error
+    assert names(store) == []
+
+
+def test_a_share_comes_back_as_it_was_written() -> None:
+    """A share is read only with the digest that it begins with."""
+    raw = encode_share(Share(key="k", bytes=5, weights=2))
+    assert decode_share(raw) == Share(key="k", bytes=5, weights=2)
+    with pytest.raises(UnreadableShare):
+        decode_share(raw[:-1])
