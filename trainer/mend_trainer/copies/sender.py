@@ -107,8 +107,8 @@ class Sender:
                 self._tell(f"no copy can be sent to the buddy: {error}")
                 self._again(buddy, snapshot, pause)
                 pause = min(2 * pause, _PAUSES[1])
-            except Exception as error:  # noqa: BLE001 - without this thread no snapshot would ever count as copied
-                snapshot.mark_copied()
+            except Exception as error:
+                snapshot.mark_copied()  # and the thread goes on: without it none would ever count as copied again
                 log.exception("%s: it broke off", _name(snapshot))
                 self._tell(f"copies break off: {type(error).__name__}: {error}")
 
