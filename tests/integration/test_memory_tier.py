@@ -201,17 +201,17 @@ def test_a_pod_that_is_too_small_is_told_before_the_first_step(tmp_path: Path) -
         "import sys, torch\n"
         "from mend.protocol import CheckpointPlan\n"
         "from mend_trainer.session import Session\n"
-        "model = torch.nn.Linear(4096, 4096, bias=False)\n"
+        "model = torch.nn.Linear(4096, 8192, bias=False)\n"
         "optimizer = torch.optim.AdamW(model.parameters())\n"
         "with Session(model=model, optimizer=optimizer, checkpoint=CheckpointPlan(uri=sys.argv[1])):\n"
         "    print('entered')\n"
     )
-    with limited_memory(450 << 20) as group:
+    with limited_memory(700 << 20) as group:
         inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
         command = [*inside, sys.executable, str(program), f"file://{tmp_path}/run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "MemoryTooSmall: resources.limits.memory: 450Mi" in done.stderr
-    assert "snapshots of this worker need 384Mi" in done.stderr
+    assert "MemoryTooSmall: resources.limits.memory: 700Mi" in done.stderr
+    assert "snapshots of this worker need 768Mi" in done.stderr
     assert "entered" not in done.stdout
     assert not (tmp_path / "run").exists()
 
