@@ -243,7 +243,7 @@ class Arena:
         return known[1]
 
     def view(self, slot: int, region: int, length: int, *, touch: bool = True) -> memoryview:
-        """The first bytes of one part of a slot, made present at once; or, without `touch`, by the threads that read it."""
+        """The first bytes of one part of a slot, made present at once; without `touch`, by the threads that read."""
         mapped = self._regions.get((slot, region))
         if mapped is None or len(mapped) < length:
             pages = max(1, -(-length // PAGE_BYTES)) * PAGE_BYTES
