@@ -230,7 +230,7 @@ from mend_trainer.checkpoint import Checkpointer
 keeper = Checkpointer(CheckpointPlan(uri=sys.argv[1]), run="t/r", run_uid="uid-1", attempt=1, report=print)
 assert keeper.save(1, 1, {"w": torch.zeros(1_000_000)}, {})
 assert keeper.wait(60)  # the saver is up, and has told what nobody has read
-assert keeper.save(2, 2, {"w": torch.ones(1_000_000)}, {})
+assert keeper.save(2, 2, {"w": torch.ones(50_000_000)}, {})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
