@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,33 @@ def train(
         "reports": reports,
         "restored": restored,
     }
+
+
+def train_in_memory(
+    rank: int, kind: str, environments: list[dict[str, str]], attempt: int, first: int, last: int, restore: str
+) -> dict[str, Any]:
+    """Train from step `first` to `last` and take a snapshot that stays in memory; no store is there at all."""
+    os.environ.update(environments[rank], LOCAL_RANK=str(rank))
+    trainee = Trainee(kind)
+    keeper = Checkpointer(
+        CheckpointPlan(uri="file:///proc/nowhere"),
+        run="team/clio",
+        run_uid="uid-1",
+        attempt=attempt,
+        report=lambda report: None,
+    )
+    restored = None
+    if restore:
+        state, _ = trainee.state()
+        ref = CheckpointRef(uri=f"memory:{restore}", step=first - 1, attempt=attempt - 1)
+        restored = keeper.restore([ref], state)
+        assert restored is not None
+        trainee.take_up(state, restored.values)
+    weights = trainee.weights()
+    losses = [trainee.step(number) for number in range(first, last + 1)]
+    state, values = trainee.state()
+    assert keeper.save(last, last * 24, state, values, owed=False)
+    return {"taken up": weights, "weights": trainee.weights(), "losses": losses, "restored": restored}
 
 
 class SpoiltStore:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
-from mend.protocol import CheckpointRef, Committed, Staged
+from mend.protocol import CheckpointRef, Committed, Held, Staged
 from mend.store import Store
 from mend_trainer.arenas import Arenas
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.checkpoint.links import SaverLink
 from mend_trainer.checkpoint.saver import Saver
-from mend_trainer.savers import Came, Said
+from mend_trainer.savers import Came, Holding, Said
 
 _LOOK_SECONDS = 0.01
 
@@ -57,6 +58,20 @@ class WorkersSaver:
         """The checkpoints that rank 0 took part in, oldest first."""
         came = [said.outcome for said in self.said if isinstance(said, Came)]
         return [outcome.checkpoint for outcome in came if isinstance(outcome, Committed)]
+
+    def wait_for_whole(self, step: int, ranks: tuple[int, ...], seconds: float = 60.0) -> str:
+        """The save of that step, once all these ranks' snapshots are told to be in memory."""
+        give_up_at = time.monotonic() + seconds
+        while True:
+            for held in self._held():
+                if (held.step, held.ranks) == (step, ranks):
+                    return held.save_id
+            assert time.monotonic() < give_up_at, self.said
+            time.sleep(_LOOK_SECONDS)
+
+    def _held(self) -> tuple[Held, ...]:
+        told = [said for said in self.said if isinstance(said, Holding)]
+        return told[-1].held if told else ()
 
     def close(self) -> None:
         """No more looks; the arenas stay as long as anybody has them open."""

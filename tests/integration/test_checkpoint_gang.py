@@ -15,11 +15,13 @@ from checkpoint_ranks import (
     save_twice_with_a_fault,
     save_while_busy,
     train,
+    train_in_memory,
 )
 from gang_of_ranks import Rank, ranks, run_ranks
 from mend.manifest import decode_manifest
 from mend.protocol import MANIFEST_NAME, Ancestor, CheckpointRef, Committed, SaveFailed
 from mend.store import open_store
+from saver_thread import WorkersSaver
 
 
 def a_run(folder: Path) -> str:
@@ -76,6 +78,23 @@ def test_every_replica_is_written_once_and_stock_torch_reads_it(tmp_path: Path) 
     stock.load(weight, checkpoint_id=folder, no_dist=True)
     again = run_ranks(1, tmp_path / "b", train, "ddp", uri, 2, 3, 2, set(), [ref])
     assert weight["model"]["0.weight"].flatten().tolist() == again[0]["weights"]["0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("after", "kinds"), [(2, ("ddp", "ddp")), (2, ("fsdp", "fsdp")), (1, ("fsdp", "ddp")), (3, ("ddp", "fsdp"))]
+)
+def test_memory_is_as_good_as_a_store_at_any_world_size(after: int, kinds: tuple[str, str], tmp_path: Path) -> None:
+    """What two ranks left in shared memory is taken up by as many or others, in the same layout or another."""
+    worker = WorkersSaver(3)
+    environments = [worker.arenas.environment(place) for place in range(3)]
+    saved = run_ranks(2, tmp_path / "a", train_in_memory, kinds[0], environments, 1, 1, 3, "")
+    save_id = worker.wait_for_whole(step=3, ranks=(0, 1))
+    loaded = run_ranks(after, tmp_path / "b", train_in_memory, kinds[1], environments, 2, 4, 5, save_id)
+    worker.close()
+    for rank, seen in enumerate(loaded):
+        assert seen["taken up"] == saved[0]["weights"]
+        assert seen["restored"].lineage == (Ancestor(attempt=1, step=3, uid="uid-1"),)
+        assert seen["restored"].absent == (() if rank < 2 else (f"ranks.{rank}.cpu",))
 
 
 def test_a_writer_that_fails_on_one_rank_commits_nothing(tmp_path: Path) -> None:
