@@ -50,15 +50,17 @@ async def test_each_rank_has_its_newest_snapshot_at_the_buddy(sender: Sender) ->
         assert [contents(worker.copy_of(rank)) for rank in range(2)] == [contents(each) for each in snapshots]
 
 
-async def test_what_comes_during_a_transfer_is_skipped(sender: Sender, own: Arena) -> None:
+async def test_what_comes_during_a_transfer_is_skipped(sender: Sender) -> None:
     """A transfer that outlasts the interval is followed by the newest snapshot, not by those between."""
-    arenas = [Arena.create(f"snapshots-{number}") for number in range(4)]  # so that none overwrites another here
+    first, *others = [  # each in an arena of its own, so that none overwrites another here
+        a_snapshot(Arena.create(f"step-{step}"), step=step, lengths=(2 * MIB,)) for step in (10, 20, 30, 40)
+    ]
     with a_worker() as worker:
-        sender.follow(worker.url, 4 * MIB)
-        sender.offer(a_snapshot(arenas[0], step=10, lengths=(2 * MIB,)))
+        sender.follow(worker.url, MIB)
+        sender.offer(first)
         await eventually(lambda: sender.sent_bytes, "the first is under way")
-        for number, step in enumerate((20, 30, 40)):
-            sender.offer(a_snapshot(arenas[1 + number], step=step, lengths=(2 * MIB,)))
+        for snapshot in others:
+            sender.offer(snapshot)
         await eventually(lambda: 40 in steps(worker), "the newest is held")
         assert steps(worker) == [40, 10]
         await eventually(lambda: sender.sent == 2, "and no other was sent")
@@ -88,6 +90,19 @@ async def test_a_buddy_that_is_away_is_tried_again(sender: Sender, own: Arena) -
         sender.offer(a_snapshot(own, step=20))
         await eventually(lambda: steps(worker) == [20], "the new buddy has it")
         await eventually(lambda: not sender.trouble, "and all is well")
+
+
+@pytest.mark.parametrize("place", ["https://[::", "https://host:99999", "http://127.0.0.1:1", "nonsense"])
+async def test_a_place_that_is_none_is_told(sender: Sender, own: Arena, place: str) -> None:
+    """A buddy that cannot be is no buddy: nobody waits for it, and the next one gets copies."""
+    sender.follow(place, 0)
+    sender.offer(a_snapshot(own, step=10))
+    await eventually(lambda: "no place of a saver" in sender.trouble, "the trouble is known")
+    assert not own.words.is_being_copied
+    with a_worker() as worker:
+        sender.follow(worker.url, 0)
+        sender.offer(a_snapshot(own, step=20))
+        await eventually(lambda: steps(worker) == [20], "the new buddy has it")
 
 
 async def test_a_transfer_ends_when_another_buddy_is_named(sender: Sender, own: Arena) -> None:

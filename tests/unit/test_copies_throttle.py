@@ -43,6 +43,14 @@ def test_without_a_cap_nothing_waits() -> None:
     assert [throttle.book(10**12) for _ in range(3)] == [0.0, 0.0, 0.0]
 
 
+@given(st.integers(1, 1 << 40))
+def test_pieces_are_small_enough_to_trickle(rate: int) -> None:
+    """Under a small cap pieces are small, so that the other end is not left without a byte until it gives up."""
+    length = Throttle(rate).piece_bytes(1 << 18)
+    assert 4096 <= length <= 1 << 18
+    assert length == 4096 or length / rate <= 0.25
+
+
 def test_transfers_share_the_cap() -> None:
     """Two transfers at once are booked one behind the other."""
     throttle = Throttle(1000, lambda: 100.0)

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Committed, Held, SaveFailed
+from mend.protocol import Committed, SaveFailed
 from mend.store import Store, StoreError, open_store
 from mend.verify import leave_note, verify
 from mend_trainer.checkpoint.arena import Arena, Snapshot
@@ -27,6 +27,7 @@ from mend_trainer.checkpoint.saving import Outcome, Saving
 from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.copies.exchange import Exchange
+from mend_trainer.copies.shelf import held
 from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said, decode_guide
 
 _LOOK_SECONDS: Final = 0.5  # a look without having been told: it costs microseconds
@@ -196,26 +197,6 @@ class _Weights:
         if before.of != self.of or before.step >= self.step:
             return 0
         return sum(before.digests.get(block) == digest for block, digest in self.digests.items())
-
-
-def held(snapshots: Sequence[Snapshot]) -> tuple[Held, ...]:
-    """By save, whose snapshots these are."""
-    by_save: dict[str, list[Snapshot]] = {}
-    for snapshot in snapshots:
-        by_save.setdefault(snapshot.header.save_id, []).append(snapshot)
-    return tuple(
-        Held(
-            save_id=save_id,
-            run_uid=some[0].header.origin.run_uid,
-            attempt=some[0].header.origin.attempt,
-            step=some[0].header.origin.step,
-            tokens=some[0].header.origin.tokens,
-            world_size=some[0].header.world_size,
-            ranks=tuple(sorted({snapshot.header.rank for snapshot in some})),
-            lineage=some[0].header.origin.lineage,
-        )
-        for save_id, some in sorted(by_save.items())
-    )
 
 
 def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | None = None) -> None:

@@ -51,11 +51,9 @@ class Connection:
         self.url = url
         self._tls, self._token = tls, token
         self._used_at = time.monotonic()
-        place = urlsplit(url)
-        if place.scheme != "https" or not place.hostname or not place.port:
-            raise Unreachable(f"{url!r} is no place of a saver; expected https://HOST:PORT")
+        host, port = _place(url)
         self._http = http.client.HTTPSConnection(
-            place.hostname, place.port, timeout=CONNECT_SECONDS, context=tls.asking, blocksize=PIECE_BYTES
+            host, port, timeout=CONNECT_SECONDS, context=tls.asking, blocksize=PIECE_BYTES
         )
 
     def listing(self) -> tuple[Held, ...]:
@@ -174,9 +172,20 @@ class Connection:
             raise Unreachable(f"{self.url}: {getattr(error, 'reason', '') or error or type(error).__name__}") from error
 
 
-def pieces_of(data: memoryview) -> Iterator[memoryview]:
-    """The same bytes, a piece at a time."""
-    return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
+def _place(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or parts.scheme != "https":
+        raise Unreachable(f"{url!r} is no place of a saver; expected https://HOST:PORT")
+    return host, port
+
+
+def pieces_of(data: memoryview, length: int = PIECE_BYTES) -> Iterator[memoryview]:
+    """The same bytes, so many at a time."""
+    return (data[start : start + length] for start in range(0, len(data), length))
 
 
 def _status(number: int) -> HTTPStatus:

@@ -20,7 +20,7 @@ from mend_trainer.copies.client import Connection, Unreachable, pieces_of
 from mend_trainer.copies.sheets import encode_sheet, size_of
 from mend_trainer.copies.throttle import Throttle
 from mend_trainer.copies.tls import RunTls
-from mend_trainer.copies.wire import Refused
+from mend_trainer.copies.wire import PIECE_BYTES, Refused
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Sender:
         with self._news:
             if buddy != self._buddy:
                 self._newest.clear()
+                self.trouble = ""
             self._buddy, self._throttle = buddy, Throttle(bytes_per_second)
             self._news.notify_all()
 
@@ -106,6 +107,10 @@ class Sender:
                 self._tell(f"no copy can be sent to the buddy: {error}")
                 self._again(buddy, snapshot, pause)
                 pause = min(2 * pause, _PAUSES[1])
+            except Exception as error:
+                snapshot.mark_copied()  # and the thread goes on: without it none would ever count as copied again
+                log.exception("%s: it broke off", _name(snapshot))
+                self._tell(f"copies break off: {type(error).__name__}: {error}")
 
     def _next(self) -> tuple[str, Throttle, Snapshot] | None:
         with self._news:
@@ -148,7 +153,7 @@ class Sender:
         check = self._check(buddy, snapshot)
         pace = min(throttle.bytes_per_second / 2 or _SLOWEST_BYTES_PER_SECOND, _SLOWEST_BYTES_PER_SECOND)
         give_up_at = time.monotonic() + _LEAST_SECONDS + len(snapshot.data) / pace
-        for piece in pieces_of(snapshot.data):
+        for piece in pieces_of(snapshot.data, throttle.piece_bytes(PIECE_BYTES)):
             with self._news:
                 self._news.wait_for(lambda: self._is_over(buddy), throttle.book(len(piece)))
             check()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 
+import xxhash
+
 from mend.protocol import Held
-from mend_trainer.checkpoint.arena import Arena, Draft, Snapshot
+from mend_trainer.checkpoint.arena import Arena, Draft, Header, Snapshot
 from mend_trainer.checkpoint.layout import starts
 from mend_trainer.checkpoint.sources import Sheet, sheet_of
-from mend_trainer.checkpoint.writer import digest_of
 from mend_trainer.copies.sheets import decode_sheet, encode_sheet, size_of
 from mend_trainer.copies.wire import Refused
 
@@ -44,11 +45,7 @@ class ArenaShelf:
     # ------------------------------------------------------------ what is here
     def held(self) -> tuple[Held, ...]:
         """All that lies whole here, the newest save first."""
-        saves: dict[str, list[Snapshot]] = {}
-        for snapshot, _ in self._found():
-            saves.setdefault(snapshot.header.save_id, []).append(snapshot)
-        held = [_held(snapshots) for snapshots in saves.values()]
-        return tuple(sorted(held, key=lambda each: (each.attempt, each.step, each.save_id), reverse=True))
+        return held([snapshot for snapshot, _ in self._found()])
 
     def find(self, save_id: str, rank: int) -> KeptSnapshot | None:
         """The snapshot of that rank of that save, its own rank's or a copy."""
@@ -158,6 +155,7 @@ class ComingCopy:
         self._starts = starts(sheet.header.blocks)
         self._came = 0
         self._proven = 0  # blocks
+        self._digest = xxhash.xxh3_128()  # of what has come of the next
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -165,16 +163,20 @@ class ComingCopy:
         self._cancelled = True
 
     def came(self, length: int) -> None:
-        """So many bytes more; each block is proven as soon as it is there, while the cache still has its end."""
+        """So many bytes more: they are digested while the cache has them, and each block is proven once it is there."""
         if self._cancelled:
             raise Refused("a newer snapshot is offered")
-        self._came += length
-        blocks = self.sheet.header.blocks
-        while self._proven < len(blocks) and self._end(self._proven) <= self._came:
-            if digest_of(self._draft.raw(self._proven)) != self.sheet.digests[self._proven]:
-                name = blocks[self._proven].name[:80]
+        before, self._came = self._came, self._came + length
+        while self._proven < len(self._starts):
+            begin, end = self._starts[self._proven], self._end(self._proven)
+            self._digest.update(self.room[max(begin, before) : max(begin, min(end, self._came))])
+            if end > self._came:
+                return
+            if self._digest.hexdigest() != self.sheet.digests[self._proven]:
+                name = self.sheet.header.blocks[self._proven].name[:80]
                 raise Refused(f"{name}: the bytes do not have their digest", HTTPStatus.UNPROCESSABLE_ENTITY)
             self._proven += 1
+            self._digest = xxhash.xxh3_128()
 
     def publish(self) -> None:
         """From now on it is held."""
@@ -196,15 +198,22 @@ def _age(sheet: Sheet) -> tuple[int, int]:
     return sheet.header.origin.attempt, sheet.header.origin.step
 
 
-def _held(snapshots: Sequence[Snapshot]) -> Held:
-    header = snapshots[0].header
-    return Held(
-        save_id=header.save_id,
-        run_uid=header.origin.run_uid,
-        attempt=header.origin.attempt,
-        step=header.origin.step,
-        tokens=header.origin.tokens,
-        world_size=header.world_size,
-        ranks=tuple(sorted({snapshot.header.rank for snapshot in snapshots})),
-        lineage=header.origin.lineage,
-    )
+def held(snapshots: Iterable[Snapshot]) -> tuple[Held, ...]:
+    """By save, the newest first, whose snapshots these are."""
+    saves: dict[str, list[Header]] = {}
+    for snapshot in snapshots:
+        saves.setdefault(snapshot.header.save_id, []).append(snapshot.header)
+    found = [
+        Held(
+            save_id=save_id,
+            run_uid=headers[0].origin.run_uid,
+            attempt=headers[0].origin.attempt,
+            step=headers[0].origin.step,
+            tokens=headers[0].origin.tokens,
+            world_size=headers[0].world_size,
+            ranks=tuple(sorted({header.rank for header in headers})),
+            lineage=headers[0].origin.lineage,
+        )
+        for save_id, headers in saves.items()
+    ]
+    return tuple(sorted(found, key=lambda each: (each.attempt, each.step, each.save_id), reverse=True))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+_LEAST_PIECE_BYTES: Final = 4096
 _BURST_SECONDS: Final = 0.1  # what was not used before this is lost
 
 
@@ -21,6 +22,10 @@ class Throttle:
         self._clock = clock
         self._through_at = 0.0  # when all that was booked so far is through
         self._lock = threading.Lock()
+
+    def piece_bytes(self, most: int) -> int:
+        """How much to send at a time: what goes through within a quarter of a second, so that it trickles steadily."""
+        return min(most, max(_LEAST_PIECE_BYTES, self.bytes_per_second // 4)) if self.bytes_per_second else most
 
     def book(self, size: int) -> float:
         """Seconds to wait before these bytes may be sent, behind all that was booked before."""
