@@ -201,6 +201,8 @@ class SavingGang:
     async def launch(self, *, in_memory: bool) -> None:
         """The next attempt, from what mend says it may start from; agents that were killed are made anew."""
         await self._until(self._are_all_ready, "agents with a store and standbys", while_all_live=False)
+        began = time.monotonic()  # what workers hold is no news: as a controller does, each is heard once more
+        await self._until(lambda: self._are_heard_since(began), "a heartbeat of every agent", while_all_live=False)
         history, attempt = self.history(), self.attempt + 1
         least = floor(history, await asyncio.to_thread(self.commits), attempt, self.damaged)
         if least is not None:
@@ -366,6 +368,9 @@ class SavingGang:
         beats = [(view, view.heartbeat) for view in self.views() if view.connected and view.heartbeat is not None]
         able = [view for view, beat in beats if beat.store_port and beat.standbys_ready >= self.ranks_per_worker]
         return len(able) == self.workers
+
+    def _are_heard_since(self, began: float) -> bool:
+        return self._are_all_ready() and all(v.silent_seconds < time.monotonic() - began for v in self.views())
 
     def _start_missing_agents(self) -> None:
         for worker in range(self.workers):
