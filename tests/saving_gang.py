@@ -74,6 +74,7 @@ class SavingGang:
         self.agents: dict[int, AgentProcess] = {}
         self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
         self.save_every_steps = SAVE_EVERY_STEPS
+        self.pace_seconds = 0.01  # of a step, beside its work; counts for agents that are yet to be started
         self.memory_interval_steps: int | None = None
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
@@ -383,6 +384,7 @@ class SavingGang:
         keys = self._direct.credentials
         env = {
             "NOTES": str(self.notes_folder),
+            "PACE": str(self.pace_seconds),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
             "AWS_ACCESS_KEY_ID": keys.access_key_id or "",
@@ -402,11 +404,12 @@ class SavingGang:
 
 @contextlib.asynccontextmanager
 async def a_saving_gang(
-    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2
+    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2, pace_seconds: float = 0.01
 ) -> AsyncIterator[SavingGang]:
     """A gang that trains and has committed its first checkpoint. `folder` is there and empty."""
     with LyingProxy(direct) as proxy:
         gang = SavingGang(folder, direct, proxy, prefix, workers, ranks)
+        gang.pace_seconds = pace_seconds
         try:
             await gang.back(in_memory=False)
             yield gang
