@@ -59,7 +59,6 @@ from mend.protocol import (
     RankExit,
     SaveNow,
     Stop,
-    saver_url,
 )
 from mend.spec import Spec, parse_spec
 from simulated_faults import ENDS
@@ -572,9 +571,9 @@ class World:
         return agent is not None and agent.saver_back_at is not None
 
     def _agent_at(self, url: str) -> Agent | None:
-        living = [(pod.index, pod.agent) for pod in self.pods if pod.running and pod.agent is not None]
-        found = (agent for index, agent in living if saver_url(f"10.0.0.{index}", agent.saver_port) == url)
-        return next(found, None) if url else None
+        port = int(url.rpartition(":")[2] or 0)  # no two agents have the same
+        living = (pod.agent for pod in self.pods if port and pod.running and pod.agent is not None)
+        return next((agent for agent in living if agent.saver_port == port), None)
 
     def _check_restore(self, gang: Gang) -> None:
         """Notes a restore of a state that the run was never in, or gave up."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
 from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target, Unauthorized
-from mend.heard import StepSamples, is_news
+from mend.heard import Evaluations, StepSamples, is_news
 from mend.link import Link, PoolHealth
 from mend.model import AgentView, Evaluation, Pace, StepTimes
 from mend.protocol import Ack, Checked, Evidence, Heartbeat, Order, Point, StreamMessage
@@ -35,8 +34,6 @@ __all__ = [
 RunKey = tuple[str, str]  # namespace, name
 
 ORDER_SECONDS: Final = 3.0
-LOSS: Final = "loss"  # the name of the points that are no evaluation's
-EVALUATIONS: Final = 16  # of each metric, the newest
 
 
 class _Gang:
@@ -48,7 +45,7 @@ class _Gang:
         self.paces = Paces()
         self.evidence: dict[int, Evidence] = {}
         self.checks: dict[int, Checked] = {}
-        self.evaluations: dict[str, deque[Evaluation]] = {}
+        self.evaluations = Evaluations()
         self.is_fenced = False
 
     @property
@@ -60,23 +57,9 @@ class _Gang:
         if attempt > self.attempt:
             self.samples = StepSamples(attempt, self.samples)
             self.paces = Paces(attempt)
-            self.evaluations = {}
+            self.evaluations = Evaluations(attempt)
             self.evidence = {worker: told for worker, told in self.evidence.items() if told.attempt >= attempt}
             self.checks = {worker: told for worker, told in self.checks.items() if told.attempt >= attempt}
-
-    def measured(self, attempt: int, points: Iterable[Point]) -> bool:
-        """Takes evaluations, which are points of any other name than the loss's; whether there is a new one.
-
-        An agent tells all of its attempt again to each new listener: what is not newer than what is known, is known.
-        """
-        news = False
-        for point in points:
-            known = self.evaluations.setdefault(point.name, deque(maxlen=EVALUATIONS)) if point.name != LOSS else None
-            if known is None or point.loss is None or (known and point.step <= known[-1].step):
-                continue
-            known.append(Evaluation(name=point.name, attempt=attempt, step=point.step, value=point.loss))
-            news = True
-        return news
 
     def learn(self, heartbeat: Heartbeat) -> None:
         """Takes step times; until the run's attempt is told by a fence, the newest one heard of counts."""
@@ -174,10 +157,10 @@ class AgentPool:
         gang = self._gangs.get(run)
         return gang.paces.paces() if gang else ()
 
-    def evaluations(self, run: RunKey) -> tuple[Evaluation, ...]:
-        """The newest evaluations of each metric in the current attempt."""
+    def evaluations(self, run: RunKey, metric: str) -> tuple[Evaluation, ...]:
+        """The newest evaluations of this metric in the current attempt."""
         gang = self._gangs.get(run)
-        return tuple(each for name in sorted(gang.evaluations) for each in gang.evaluations[name]) if gang else ()
+        return gang.evaluations.told(metric) if gang else ()
 
     def connected(self) -> int:
         """How many streams are open."""
@@ -229,7 +212,7 @@ class AgentPool:
         elif message.attempt < gang.attempt:
             self.health.stale += 1
         else:
-            if gang.measured(message.attempt, message.points):
+            if message.attempt == gang.evaluations.attempt and gang.evaluations.add(message.points):
                 self._on_news(run)
             self._on_points(run, message.attempt, message.points)
 

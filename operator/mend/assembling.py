@@ -36,7 +36,7 @@ from mend.presence import ENDED, is_going, is_ready, is_silent, lost_in_reserve,
 from mend.protocol import AgentState, Heartbeat, Launch
 from mend.restore import lineage_after
 from mend.seats import seats
-from mend.snapshots import buddy_urls, holders_of, plan, wait_for_word
+from mend.snapshots import buddy_urls, holders_of, is_yet_to_hear, plan, wait_for_word
 from mend.spec import Spec
 from mend.strikes import most_lenient, struck
 from mend.transitions import attempt_heard, attempt_of_predecessors, next_attempt
@@ -281,6 +281,8 @@ def _launches(spec: Spec, seen: Observation) -> tuple[SendLaunch, ...]:
     master = seen.pod_of(status.participants[0])
     if first is None or first.heartbeat is None or master is None or not master.ip:
         return ()  # also if the watch of pods lags: without an address nobody would find the store
+    if is_yet_to_hear(spec, seen):
+        return ()
     size = spec.workers.ranks_per_worker
     find, urls = holders_of(spec, seen), buddy_urls(spec, seen)
     launches = []

@@ -176,21 +176,36 @@ class Catalog:
             raise NotSigned(self._store.uri, self.passed_over)
         return _in_order(found)
 
-    def prune(self, uris: Sequence[str]) -> None:
+    def prune(self, uris: Sequence[str]) -> tuple[str, ...]:
         """Delete these checkpoints and nothing else: the manifest first, so that a half-deleted one does not count.
 
-        Raises `PruneRefused`, before anything is deleted, if the newest sound checkpoint is among them.
+        Spares, and returns, what is worth more than whoever decided knew: what was pinned since the last listing, and
+        what was verified since, unless a newer one is. Raises `PruneRefused`, before anything is deleted, if the newest
+        sound checkpoint is among them.
         """
         folders = [self._folder(uri) for uri in uris]
         sound = [each for each in self.newest(_shows_a_sound_one)[0] if not each.quarantined]
         for newest in sound[-1:]:
             if newest.ref.uri in uris:
                 raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
+        spared: list[str] = []
         for folder in folders:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
+            if self._is_worth_more(folder, keys):
+                spared.append(f"{self._store.uri}/{folder}")
+                continue
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
             self._store.delete(sorted(keys, key=lambda key: key.endswith(f"/{QUARANTINE_NAME}")))
             self._store.delete([announcement_key(folder)])  # last: what is not announced would not be found again
+        return tuple(spared)
+
+    def _is_worth_more(self, folder: str, keys: Sequence[str]) -> bool:
+        if f"{folder}/{PINNED_NAME}" in keys:
+            return True
+        if f"{folder}/{VERIFIED_NAME}" not in keys or f"{folder}/{QUARANTINE_NAME}" in keys:
+            return False
+        verified = [each for each in self.newest(_shows_a_verified_one)[0] if each.verified and not each.quarantined]
+        return not verified or verified[-1].ref.uri == f"{self._store.uri}/{folder}"
 
     def sweep(self, attempt: int) -> tuple[str, ...]:
         """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
@@ -315,6 +330,10 @@ def forgotten(attempt: int, saves: Sequence[StoredSave], unfinished: Iterable[Un
 
 def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:
     return any(not each.quarantined for each in found)
+
+
+def _shows_a_verified_one(found: Sequence[StoredCheckpoint]) -> bool:
+    return any(each.verified and not each.quarantined for each in found)
 
 
 def _in_order(checkpoints: Iterable[StoredCheckpoint]) -> tuple[StoredCheckpoint, ...]:

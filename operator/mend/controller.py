@@ -298,7 +298,7 @@ class Controller:
             store=prefixes.view(key, bare.status, agents, now),
             step_times=pool.step_times(key),
             paces=pool.paces(key),
-            evaluations=pool.evaluations(key),
+            evaluations=pool.evaluations(key, best.metric) if (best := spec.checkpoint.keep_best) else (),
             has_service=known.has_service,
             has_token=known.token is not None,
             has_tls=known.has_tls,

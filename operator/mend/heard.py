@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
-from mend.model import StepTimes
-from mend.protocol import Heartbeat, Phase, RankReport
+from mend.model import Evaluation, StepTimes
+from mend.protocol import Heartbeat, Phase, Point, RankReport
 
 SAMPLES: Final = 64
+LOSS: Final = "loss"  # the name of the points that are no evaluation's
+EVALUATIONS: Final = 128  # of each metric, the newest: a checkpoint that one speaks for may be long in coming
 PEAK_KEPT: Final = 0.9999  # of the peak's excess, at each step: half of it is forgotten after some 7,000
 
 
@@ -110,6 +113,33 @@ class StepSamples:
                 seconds=tuple(self._seconds), peaks=self._peaks, longest_gaps=dict(self._longest_gaps)
             )
         return self._times
+
+
+class Evaluations:
+    """The newest evaluations of one attempt, by metric: points of any other name than the loss's."""
+
+    def __init__(self, attempt: int = 0) -> None:
+        self.attempt = attempt
+        self._told: dict[str, deque[Evaluation]] = {}
+
+    def add(self, points: Iterable[Point]) -> bool:
+        """Whether there was a new one.
+
+        An agent tells all of its attempt again to each new listener: what is not newer than what is known, is known.
+        """
+        news = False
+        for point in points:
+            if point.name == LOSS or point.loss is None:
+                continue
+            known = self._told.setdefault(point.name, deque(maxlen=EVALUATIONS))
+            if not known or point.step > known[-1].step:
+                known.append(Evaluation(name=point.name, attempt=self.attempt, step=point.step, value=point.loss))
+                news = True
+        return news
+
+    def told(self, metric: str) -> tuple[Evaluation, ...]:
+        """Of one metric, oldest first."""
+        return tuple(self._told.get(metric, ()))
 
 
 def _with_peak(peaks: tuple[float, float], ratio: float) -> tuple[float, float]:

@@ -37,14 +37,14 @@ def interval_in_force(rules: Checkpointing, status: RunStatus, save: SaveReport 
     """The interval as of now; None unless the spec leaves it to mend. A measured cost holds until the next is."""
     if not rules.interval_auto:
         return None
-    before = status.interval or IntervalInForce(seconds=rules.first_interval_seconds)
+    before = status.interval or IntervalInForce(seconds=rules.min_interval_seconds)
     told = save if save is not None and save.committed is not None else None
     cost = told.stall_seconds if told else before.cost_seconds
     commit = told.commit_seconds if told else before.commit_seconds
     ledger = status.ledger
     active = ledger.starting + ledger.productive + ledger.lost + ledger.detecting + ledger.recovering
-    if cost is None:
-        seconds = rules.first_interval_seconds
+    if cost is None:  # one early save, to know what it costs
+        seconds = rules.min_interval_seconds
     else:
         # A save that is not yet committed protects nobody, and a second one beside it would be skipped.
         seconds = max(optimum(cost, between_failures(status.recoveries, active)), commit or 0.0)
@@ -62,13 +62,16 @@ def interval_in_force(rules: Checkpointing, status: RunStatus, save: SaveReport 
 def launched(rules: Checkpointing, status: RunStatus) -> IntervalInForce | None:
     """The interval as an attempt that begins is told it: fixed until the next, however often the order is repeated."""
     now = interval_in_force(rules, status, None)
-    return replace(now, launched_seconds=now.seconds) if now is not None else None
+    if now is None:
+        return None
+    kept = now.seconds if now.cost_seconds is not None else rules.first_interval_seconds
+    return replace(now, launched_seconds=kept)
 
 
 def why(chosen: IntervalInForce) -> str:
     """Where the interval comes from, in words."""
     if chosen.cost_seconds is None:
-        return "no save has been measured yet"
+        return "until a save has been measured"
     mean = between_failures(chosen.failures, chosen.active_seconds)
     cost, commit = f"{chosen.cost_seconds:.3g} s", f"{chosen.commit_seconds or 0:.3g} s"
     seen = f"{chosen.failures} recoveries in {chosen.active_seconds / 3600:.3g} h"

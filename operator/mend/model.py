@@ -483,7 +483,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     store: StoreView = StoreView()
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
-    evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
+    evaluations: tuple[Evaluation, ...] = ()  # of the metric of spec.checkpoint.keepBest, in this attempt
     save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False
     has_token: bool = False

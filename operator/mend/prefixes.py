@@ -65,6 +65,7 @@ class _Prefix:
     spoilt: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
     pruned: set[str] = field(default_factory=set)
+    spared: set[str] = field(default_factory=set)  # by the catalog, which found them to be pinned or verified
     evidence_problem: str = ""
 
 
@@ -123,6 +124,7 @@ class Prefixes:
                 each,
                 quarantined=each.quarantined or uri in prefix.spoilt,
                 verified=each.verified or uri in prefix.verified,
+                pinned=each.pinned or uri in prefix.spared,
             )
             for uri, each in sorted(known.items())
         )
@@ -172,6 +174,7 @@ class Prefixes:
 
     async def _list(self, run: RunKey, prefix: _Prefix, status: RunStatus) -> None:
         prefix.pruned.clear()
+        prefix.spared.clear()
         try:
             if prefix.catalog is None:
                 prefix.catalog = await self._open(run, prefix)
@@ -220,11 +223,12 @@ class Prefixes:
 
     async def _prune(self, run: RunKey, prefix: _Prefix, catalog: Catalog, uris: tuple[str, ...]) -> None:
         try:
-            await self._in_thread(catalog.prune, uris)
+            spared = await self._in_thread(catalog.prune, uris)
         except StoreError as error:
             log.warning("run %s: retention could not delete: %s", "/".join(run), error)
         else:
-            gone = set(uris)
+            gone = set(uris) - set(spared)
+            prefix.spared |= set(spared)
             prefix.pruned |= gone
             left = tuple(each for each in prefix.view.checkpoints if each.ref.uri not in gone)
             prefix.view = replace(prefix.view, checkpoints=left)

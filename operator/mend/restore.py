@@ -130,12 +130,12 @@ def saves_in_memory(memories: Iterable[WorkerMemory]) -> tuple[MemorySave, ...]:
 
 
 def _described(held: Held) -> StoredCheckpoint:
+    """What a save is known by. Tokens are left out: a loop may count them for each rank."""
     return StoredCheckpoint(
         ref=CheckpointRef(uri=f"{MEMORY_SCHEME}{held.save_id}", step=held.step, attempt=held.attempt),
         run_uid=held.run_uid,
         lineage=held.lineage,
         world_size=held.world_size,
-        tokens=held.tokens,
     )
 
 

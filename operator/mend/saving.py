@@ -68,7 +68,7 @@ def _known_already(wish: SaveWish, seen: Observation) -> SaveWish:
 def _is_due(rules: Checkpointing, seen: Observation, wish: SaveWish | None, now: float) -> bool:
     """Whether the interval has gone by since the last save, the last order for one, and the start of the attempt."""
     status = seen.status
-    chosen = status.interval.seconds if status.interval else rules.first_interval_seconds
+    chosen = status.interval.seconds if status.interval else rules.min_interval_seconds
     saved = status.checkpoint.committed_at if status.checkpoint else 0.0
     since = max(saved, wish.asked_at if wish else 0.0, status.attempt_started_at or 0.0)
     return now - since >= chosen

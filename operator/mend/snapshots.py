@@ -48,6 +48,15 @@ def holders_of(spec: Spec, seen: Observation) -> Callable[[int], tuple[Holder, .
     return lambda worker: holders(worker, saves, urls)
 
 
+def is_yet_to_hear(spec: Spec, seen: Observation) -> bool:
+    """Whether a controller that has just begun has not heard of all that the launch is to name holders of."""
+    first = seen.status.restore[0] if seen.status.restore else None
+    agents = [seen.agent_of(worker) for worker in seen.status.participants]
+    if first is None or not first.save_in_memory or all(agent and agent.heartbeat for agent in agents):
+        return False
+    return not any(each.state.ref == first and each.is_whole for each in saves_in_memory(memories(spec, seen)))
+
+
 def wait_for_word(spec: Spec, seen: Observation, takers: Sequence[int], now: float) -> float:
     """Seconds until the launch that is due should be looked at again; 0: it need not wait.
 

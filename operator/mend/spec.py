@@ -100,7 +100,7 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
 
     @property
     def first_interval_seconds(self) -> float:
-        """Of an automatic interval, while nothing has been measured."""
+        """What ranks keep by themselves of an automatic interval, while nothing has been measured."""
         return min(max(FIRST_INTERVAL_SECONDS, self.min_interval_seconds), self.max_interval_seconds)
 
     def plan(self, auto_seconds: float | None = None) -> CheckpointPlan:

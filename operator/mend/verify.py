@@ -195,9 +195,14 @@ def _read_back(
         for start in range(0, proof.stored.bytes, READ_BYTES)
     )
 
-    def fetch(piece: _Piece) -> tuple[_Piece, bytes | None]:
+    def read(name: str, start: int, length: int) -> bytearray:
+        raw = bytearray(length)
+        store.get_into(f"{folder}/{name}", memoryview(raw), start)
+        return raw
+
+    def fetch(piece: _Piece) -> tuple[_Piece, bytearray | None]:
         try:
-            return piece, store.get(f"{folder}/{piece.proof.stored.key}", piece.start, piece.length)
+            return piece, read(piece.proof.stored.key, piece.start, piece.length)
         except NotFound:
             return piece, None
 
@@ -208,7 +213,7 @@ def _read_back(
             piece.proof.take(memoryview(raw))
             told(len(raw))
     for proof in proofs:
-        proof.look_again(partial(store.get, f"{folder}/{proof.stored.key}"))
+        proof.look_again(partial(read, proof.stored.key))
     return [proof.report() for proof in proofs]
 
 
@@ -268,7 +273,7 @@ class _Proof:
                         self._wrong.append(region)
                     self._chunk.reset()
 
-    def look_again(self, read: Callable[[int, int], bytes]) -> None:
+    def look_again(self, read: Callable[[int, int], bytearray]) -> None:
         """What seems changed is read once more, since a bit may be flipped on the way; what stays so, is."""
         if self.state is not ObjectState.SOUND:
             return
@@ -302,7 +307,7 @@ class _Proof:
         return self.stored.frame_digest in ("", digest)
 
 
-def _digest(regions: Iterable[_Region], read: Callable[[int, int], bytes]) -> str:
+def _digest(regions: Iterable[_Region], read: Callable[[int, int], bytearray]) -> str:
     digest = xxhash.xxh3_128()
     for region in regions:
         for start in range(region.start, region.stop, READ_BYTES):

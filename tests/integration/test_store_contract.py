@@ -75,6 +75,27 @@ def test_listing_is_in_order_and_folds_folders(store: Store) -> None:
     assert list(store.list("nothing/")) == []
 
 
+def test_a_listing_may_begin_behind_a_key(store: Store) -> None:
+    """With `after` only later keys are listed, folders among them."""
+    for key in ("step-1/a", "step-1/b", "step-2/a", "step-3/a"):
+        store.put(key, b"1")
+    assert [entry.key for entry in store.list("step-", after="step-1/a")] == ["step-1/b", "step-2/a", "step-3/a"]
+    assert [entry.key for entry in store.list("step-", delimiter="/", after="step-1/~")] == ["step-2/", "step-3/"]
+    assert list(store.list("step-", after="step-4")) == []
+
+
+def test_what_a_store_was_asked_is_counted(store: Store) -> None:
+    """Each store counts its requests and the bytes that went to and fro."""
+    store.put("x", b"123")
+    store.get("x", 0, 2)
+    list(store.list(""))
+    store.delete(["x"])
+    used = store.usage
+    assert set(used.requests) == {"put", "get", "list", "delete"}
+    assert used.sent_bytes >= 3
+    assert used.received_bytes == 2
+
+
 def test_deleting_twice_is_the_same_as_once(store: Store) -> None:
     """Deleted objects are gone, and deleting what is not there is no error."""
     store.put("x/1", b"1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -128,6 +129,31 @@ def test_an_upload_that_was_cut_off_is_resumed(proxy: FaultyProxy, server: S3Ser
     assert not [path for path in sent if "partNumber=1" in path or "partNumber=2" in path]
     assert again.get("large") == content
     assert list(again.unfinished()) == []
+
+
+def test_a_killed_writers_parts_are_taken_over(proxy: FaultyProxy) -> None:
+    """When the writer is killed in the middle, the next process sends only what had not arrived."""
+    stalled = proxy.stall(1, method="PUT", part="partNumber=3")
+    program = (
+        "import sys\n"
+        "from mend.store import Credentials\n"
+        "from mend.store.s3 import S3Store\n"
+        "keys = Credentials(access_key_id=sys.argv[2], secret_access_key=sys.argv[3])\n"
+        "S3Store('runs', 'killed', sys.argv[1], keys, 30.0, 5 << 20).put('large', bytes(range(256)) * (16 << 12))\n"
+    )
+    keys = [str(proxy.server.credentials.access_key_id), str(proxy.server.credentials.secret_access_key)]
+    with subprocess.Popen([sys.executable, "-c", program, proxy.server.endpoint, *keys]) as writer:
+        (upload,) = wait_until(lambda: list(a_store(proxy.server, "killed").unfinished()), "the upload to begin")
+        wait_until(lambda: len(parts_sent(proxy)) == 4, "all parts to be on their way")
+        writer.kill()
+    stalled.set()
+    proxy.requests.clear()
+    store = a_store(proxy.server, "killed")
+    content = bytes(range(256)) * (16 << 12)
+    store.put("large", content)
+    assert upload.key == "large"
+    assert 0 < len(parts_sent(proxy)) < 4
+    assert store.get("large") == content
 
 
 def test_parts_of_other_bytes_are_sent_again(proxy: FaultyProxy) -> None:
@@ -307,6 +333,24 @@ def test_a_full_disk_leaves_no_half_object(tmp_path: Path) -> None:
     assert "File too large" in done.stdout
     assert list(open_store(uri).list("")) == []
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_found_and_ended(tmp_path: Path) -> None:
+    """A file that was half written when its process died is no object; it is listed as unfinished, and can be ended."""
+    program = (
+        "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "from mend.store import open_store\n"
+        "open_store(sys.argv[1]).put('a/large', bytes(1_000_000))\n"
+    )
+    uri = f"file://{tmp_path}/run"
+    assert subprocess.run([sys.executable, "-c", program, uri]).returncode == -signal.SIGXFSZ
+    store = open_store(uri)
+    (left,) = store.unfinished("a/")
+    assert (left.key, list(store.list("")), list(store.unfinished("b/"))) == ("a/large", [], [])
+    store.abandon(left)
+    store.abandon(left)
+    assert list(store.unfinished()) == []
 
 
 def test_a_disk_without_space_is_told_as_full(tmp_path: Path) -> None:

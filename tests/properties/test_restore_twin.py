@@ -331,6 +331,8 @@ def test_workers_that_describe_a_save_differently_do_not_make_it_whole() -> None
         WorkerMemory(1, (a_held("x", 8, 2, (1,)),), "https://1"),
     ]
     assert planned(RUN, RunStatus(attempt=1), [], told, (0, 1)) == ()
+    counted = [WorkerMemory(n, (replace(a_held("x", 9, 2, (n,)), tokens=n),), f"https://{n}") for n in range(2)]
+    assert [each.state.ref.step for each in planned(RUN, RunStatus(attempt=1), [], counted, (0, 1))] == [9]
     absurd = [WorkerMemory(0, (a_held("x", 9, 10**12, (0,)), a_held("y", 9, 1, (0, 7)), a_held("z", 9, 0, ())), "")]
     assert [each.state.ref.uri for each in planned(RUN, RunStatus(attempt=1), [], absurd, (0,))] == ["memory:y"]
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from fake_agent import a_heartbeat, a_rank
-from mend.heard import SAMPLES, StepSamples, is_news, is_stale
-from mend.protocol import AgentState, CheckpointRef, Heartbeat, Phase, RankError, RankExit, SaveReport
+from mend.heard import EVALUATIONS, SAMPLES, Evaluations, StepSamples, is_news, is_stale
+from mend.protocol import AgentState, CheckpointRef, Heartbeat, Phase, Point, RankError, RankExit, SaveReport
 
 REF = CheckpointRef(uri="s3://b/p/step-1/x", step=1, attempt=1)
 BEFORE = a_heartbeat(save=SaveReport(failures=0))
@@ -96,3 +96,27 @@ def test_step_times_are_bounded_and_positive() -> None:
         samples.add(a_heartbeat(reports=(a_rank(0, step, step_seconds=float(step) if step % 2 else -1.0),)))
     assert len(samples.times().seconds) == SAMPLES
     assert samples.times().seconds[-1] == 199.0
+
+
+def test_evaluations_that_are_told_again_are_no_news() -> None:
+    """Each listener hears all points of the attempt anew; the newest of each metric are kept, the loss is none."""
+
+    def points(*steps: int, name: str = "acc") -> list[Point]:
+        return [Point(step=step, loss=step / 10, tokens=0, seconds=0.0, name=name) for step in steps]
+
+    heard = Evaluations(attempt=3)
+    assert not heard.add(points(1, 2, 3, name="loss"))
+    assert heard.add(points(10, 20))
+    assert not heard.add(points(10, 20))
+    assert heard.add([*points(10, 20, 30), *points(10, name="f1")])
+    assert [(each.step, each.value, each.attempt) for each in heard.told("acc")] == [
+        (10, 1.0, 3),
+        (20, 2.0, 3),
+        (30, 3.0, 3),
+    ]
+    assert [each.step for each in heard.told("f1")] == [10]
+    assert heard.told("loss") == ()
+    assert not heard.add([Point(step=40, loss=None, tokens=0, seconds=0.0, name="acc")])
+    assert heard.add(points(*range(40, 40 + 10 * EVALUATIONS, 10)))
+    assert not heard.add(points(10, 20))
+    assert len(heard.told("acc")) == EVALUATIONS

@@ -14,7 +14,9 @@ from mend.protocol import (
     DCP_METADATA_NAME,
     MANIFEST_NAME,
     OWNER_KEY,
+    PINNED_NAME,
     QUARANTINE_NAME,
+    VERIFIED_NAME,
     Ancestor,
     CheckpointRef,
     checkpoint_key,
@@ -193,6 +195,24 @@ def test_the_newest_sound_checkpoint_is_never_deleted(store: CountingStore) -> N
     assert len(Catalog(store).checkpoints()) == 3
     Catalog(store).prune([refs[2].uri])
     assert [each.ref for each in Catalog(store).checkpoints()] == refs[:2]
+
+
+def test_what_was_pinned_meanwhile_is_spared(store: CountingStore) -> None:
+    """Whoever decided may have listed before; the mark counts as it lies there now."""
+    refs = [a_checkpoint(store, step) for step in (1, 2, 3)]
+    store.put(f"{checkpoint_key(1, 1, 'a')}/{PINNED_NAME}", b"{}")
+    assert Catalog(store).prune([refs[0].uri, refs[1].uri]) == (refs[0].uri,)
+    assert [each.ref for each in Catalog(store).checkpoints()] == [refs[0], refs[2]]
+
+
+def test_the_newest_verified_is_spared_also_if_it_was_verified_meanwhile(store: CountingStore) -> None:
+    """Once a newer one is verified, it goes."""
+    refs = [a_checkpoint(store, step) for step in (1, 2, 3)]
+    store.put(f"{checkpoint_key(1, 1, 'a')}/{VERIFIED_NAME}", b"{}")
+    assert Catalog(store).prune([refs[0].uri]) == (refs[0].uri,)
+    store.put(f"{checkpoint_key(2, 1, 'a')}/{VERIFIED_NAME}", b"{}")
+    assert Catalog(store).prune([refs[0].uri]) == ()
+    assert [each.ref for each in Catalog(store).checkpoints()] == refs[1:]
 
 
 @pytest.mark.parametrize("uri", ["", "/step-000000000001", "/../other/step-000000000001/000001-a", "/owner.json"])

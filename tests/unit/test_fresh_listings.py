@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from mend.manifest import Manifest, encode_manifest
 from mend.model import RunStatus, StoreView
-from mend.prefixes import Prefixes
-from mend.protocol import MANIFEST_NAME, checkpoint_key
+from mend.prefixes import LISTED_AT_LEAST, Prefixes
+from mend.protocol import MANIFEST_NAME, announcement_key, checkpoint_key
 from mend.spec import Checkpointing
 from mend.store import Store, open_store
 from waiting import eventually
@@ -61,7 +61,9 @@ def commit(store: Store, step: int) -> None:
         objects=(),
         tensors={},
     )
-    store.put(f"{checkpoint_key(step, 1, 'a')}/{MANIFEST_NAME}", encode_manifest(manifest))
+    folder = checkpoint_key(step, 1, "a")
+    store.put(announcement_key(folder), b"")
+    store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))
 
 
 async def test_a_listing_says_what_it_was_made_for(tmp_path: Path) -> None:
@@ -90,5 +92,34 @@ async def test_a_listing_says_what_it_was_made_for(tmp_path: Path) -> None:
         gone = await listed(RunStatus(attempt=2))
         assert [each.ref.step for each in gone.checkpoints] == [5, 6, 7]
         assert gone.listed_beside == ()
+    finally:
+        await prefixes.close()
+
+
+async def test_what_a_launch_needs_is_listed_first_and_the_rest_in_the_background(tmp_path: Path) -> None:
+    """Of many checkpoints the newest are there at once, marked as partial; the older ones follow, and stay."""
+    store, rules = a_prefix(tmp_path)
+    steps = range(1, 3 * LISTED_AT_LEAST)
+    for step in steps:
+        commit(store, step)
+    views: list[StoreView] = []
+    prefixes = Prefixes(cast("Any", None), on_news=lambda run: views.append(prefixes.view(RUN, status, (), 0.0)))
+    status = RunStatus(attempt=1)
+
+    def look(status: RunStatus) -> StoreView:
+        prefixes.want(RUN, "uid-1", rules, status)
+        return prefixes.view(RUN, status, (), 0.0)
+
+    try:
+        look(status)
+        await eventually(lambda: len(views) >= 2, "the whole listing")
+        first = [each.ref.step for each in views[0].checkpoints]
+        assert views[0].partial
+        assert LISTED_AT_LEAST <= len(first) < len(steps)
+        assert first == list(steps)[-len(first) :]
+        assert [each.ref.step for each in views[-1].checkpoints] == list(steps)
+        commit(store, steps[-1] + 1)
+        again = RunStatus(attempt=2, follows=1)
+        await eventually(lambda: len(look(again).checkpoints) == len(steps) + 1, "the new one beside all the others")
     finally:
         await prefixes.close()

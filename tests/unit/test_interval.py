@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mend.interval import PRIOR_SECONDS, between_failures, interval_in_force, optimum, why
+from mend.interval import PRIOR_SECONDS, between_failures, interval_in_force, launched, optimum, why
 from mend.model import IntervalInForce, Ledger, RunStatus
 from mend.protocol import CheckpointRef, SaveReport
 from mend.spec import Checkpointing
@@ -72,8 +72,8 @@ def test_the_bounds_and_the_time_to_commit_hold() -> None:
 
 def test_it_says_where_it_comes_from() -> None:
     """Before anything was measured, and after."""
-    assert chosen(RunStatus()).seconds == 600.0
-    assert why(chosen(RunStatus())) == "no save has been measured yet"
+    assert chosen(RunStatus()).seconds == 60.0
+    assert why(chosen(RunStatus())) == "until a save has been measured"
     status = RunStatus(recoveries=3, ledger=Ledger(productive=7200.0, suspended=1e6))
     told = why(chosen(status, stall_seconds=0.5, commit_seconds=8.0))
     assert "0.5 s and is committed after 8 s; 3 recoveries in 2 h, so one in 2 h" in told
@@ -86,3 +86,15 @@ def test_a_cost_outlives_the_attempt_that_it_was_measured_in() -> None:
     assert after is not None
     assert (after.cost_seconds, after.commit_seconds, after.failures) == (0.5, 8.0, 1)
     assert after.seconds < measured.seconds
+
+
+def test_ranks_are_not_told_to_save_often_before_it_is_known_what_that_costs() -> None:
+    """One early save, which the controller orders, is to measure; until then ranks by themselves keep ten minutes."""
+    first = launched(AUTO, RunStatus())
+    assert first is not None
+    assert (first.seconds, first.launched_seconds) == (60.0, 600.0)
+    measured = chosen(RunStatus(interval=first), stall_seconds=0.5, commit_seconds=1.0)
+    assert measured.launched_seconds == 600.0
+    again = launched(AUTO, RunStatus(interval=measured))
+    assert again is not None
+    assert again.launched_seconds == again.seconds == measured.seconds

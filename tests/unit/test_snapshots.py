@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mend.assembling import missing_objects
+from mend.assembling import assemble, missing_objects
 from mend.decide import decide
 from mend.heard import is_news
 from mend.model import (
@@ -19,6 +19,7 @@ from mend.model import (
     Origin,
     PodPhase,
     RunStatus,
+    SendLaunch,
     StoredCheckpoint,
     StoreView,
     WorkerPod,
@@ -119,6 +120,21 @@ def test_ranks_that_rejoin_wait_for_no_word() -> None:
     """They have a newer state than any snapshot."""
     behind = seen(an_agent(0, held(20, 0)), an_agent(1, held(17, 1), silent=0.25, step=17), keep=(0,))
     assert not waits(behind, 0.1)
+
+
+def test_a_controller_that_has_just_begun_names_no_holders_before_it_has_heard_of_them() -> None:
+    """It finds the launch decided and sends it once every snapshot is known of, or everybody was heard."""
+    decided = {"participants": (0, 1), "restore": (CheckpointRef(uri="memory:s20", step=20, attempt=1),)}
+    before = an_agent(1, held(20, 1), attempt=1)
+    unheard = replace(before, connected=False, heartbeat=None)
+    for other, orders in ((unheard, 0), (before, 2), (an_agent(1, attempt=1), 2)):
+        told = seen(an_agent(0, held(20, 0), attempt=1), other, **decided)
+        told = replace(told, has_token=True, has_tls=True, has_service=True)
+        sent = [each for each in assemble(SPEC, told, BEGUN).actions if isinstance(each, SendLaunch)]
+        assert len(sent) == orders
+    alone = seen(an_agent(0, held(20, 0), held(20, 1), attempt=1), unheard, **decided)
+    (order,) = [each for each in assemble(SPEC, alone, BEGUN).actions if isinstance(each, SendLaunch)]
+    assert [each.rank for each in order.launch.holders] == [0, 1]
 
 
 def test_only_workers_that_can_be_asked_count() -> None:

@@ -20,6 +20,7 @@ from mend.model import (
     FailureClass,
     IncidentKind,
     IncidentRecord,
+    IntervalInForce,
     Ledger,
     LimitInForce,
     MemoryStatus,
@@ -28,9 +29,12 @@ from mend.model import (
     PodPhase,
     RunPhase,
     RunStatus,
+    SaveWish,
+    Score,
     Straggler,
     Strike,
     Tier,
+    WishState,
     WorkerPod,
 )
 from mend.observe import own_word
@@ -193,6 +197,22 @@ def test_the_story_says_where_the_state_came_from(origin: Origin | None, words: 
     back = msgspec.structs.replace(HANG, origin=origin)
     told = list(tell("ml/clio", msgspec.structs.replace(STATUS, incidents=(back,))))
     assert any(line.endswith(f"restart-ranks, {words}") for line in told)
+
+
+def test_mend_describe_tells_how_often_a_run_saves_and_why() -> None:
+    """The interval that mend chose with its reasons, what became of a wish, and the best checkpoints."""
+    status = msgspec.structs.replace(
+        STATUS,
+        interval=IntervalInForce(
+            seconds=147.0, cost_seconds=0.5, commit_seconds=8.0, failures=3, active_seconds=7200.0
+        ),
+        wish=SaveWish(id="x", step=58, asked_at=NOW - 90, state=WishState.GIVEN_UP),
+        scores=(Score(name="acc", step=59, attempt=2, value=0.5),),
+    )
+    told = " ".join(printed(*description(an_observation(status), [], NOW)).split())
+    assert "Saves every 147 s: a save stops the loop for 0.5 s and is committed after 8 s; 3 recoveries in 2 h" in told
+    assert "Save asked for 1m30s ago, at step 58: given-up" in told
+    assert "Score: acc 0.5, step 59 of attempt 2" in told
 
 
 def test_mend_describe_shows_strikes() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Sequence
 from typing import Final
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store as Counters
 
-from mend.manifest import decode_manifest
+from mend.manifest import Manifest, UnreadableManifest, decode_manifest
 from mend.protocol import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -19,7 +21,9 @@ from mend.protocol import (
     encode,
 )
 from mend.store import Store, open_store
+from mend_trainer.checkpoint.signing import key_of
 
+RUN: Final = "alone"
 _LAUNCH_KEY: Final = "mend/launch"
 _SAVE: Final = re.compile(rf"(step-(\d+)/(\d+)-[^/]+)/({re.escape(MANIFEST_NAME)}|{re.escape(QUARANTINE_NAME)})")
 _MOST_CANDIDATES: Final = 5
@@ -49,14 +53,26 @@ def next_attempt(store: Store) -> tuple[int, tuple[CheckpointRef, ...]]:
                 committed[prefix] = CheckpointRef(uri=f"{store.uri}/{prefix}", step=int(step), attempt=int(attempt))
     if not committed:
         return 1, ()
-    head = max(committed, key=lambda prefix: (committed[prefix].attempt, committed[prefix].step))
-    last_steps = {link.attempt: link.step for link in decode_manifest(store.get(f"{head}/{MANIFEST_NAME}")).lineage}
+    newest_first = sorted(
+        committed, key=lambda prefix: (committed[prefix].attempt, committed[prefix].step), reverse=True
+    )
+    head, manifest = _first_trusted(store, newest_first)
+    last_steps = {link.attempt: link.step for link in manifest.lineage}
     last_steps[committed[head].attempt] = committed[head].step
     line = [
         ref for prefix, ref in committed.items() if prefix not in spoilt and ref.step <= last_steps.get(ref.attempt, -1)
     ]
-    newest_first = sorted(line, key=lambda ref: (ref.step, ref.attempt), reverse=True)
-    return committed[head].attempt + 1, tuple(newest_first[:_MOST_CANDIDATES])
+    best_first = sorted(line, key=lambda ref: (ref.step, ref.attempt), reverse=True)
+    return committed[newest_first[0]].attempt + 1, tuple(best_first[:_MOST_CANDIDATES])
+
+
+def _first_trusted(store: Store, prefixes: Sequence[str]) -> tuple[str, Manifest]:
+    """The first whose manifest is sound, and signed if it has to be; raises what is wrong with the last if none is."""
+    key = key_of(RUN)
+    for prefix in prefixes[:-1]:
+        with contextlib.suppress(UnreadableManifest):
+            return prefix, decode_manifest(store.get(f"{prefix}/{MANIFEST_NAME}"), key)
+    return prefixes[-1], decode_manifest(store.get(f"{prefixes[-1]}/{MANIFEST_NAME}"), key)
 
 
 def _make_launch(plan: CheckpointPlan | None, world_size: int) -> Launch:
@@ -69,7 +85,7 @@ def _make_launch(plan: CheckpointPlan | None, world_size: int) -> Launch:
         workers=1,
         master_addr="",
         master_port=0,
-        run="alone",
+        run=RUN,
         restore=restore,
         checkpoint=plan,
     )

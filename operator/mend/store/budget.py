@@ -1,4 +1,4 @@
-"""How many requests a second a store is asked: a service that throttles a prefix throttles all who share it."""
+"""A request budget: a service that throttles a prefix throttles all who share it, so each asks only so often."""
 
 from __future__ import annotations
 

@@ -25,10 +25,11 @@ from mend.store.s3_client import ANSWER_SECONDS, Credentials, make_client
 from mend.store.s3_errors import translate
 from mend.store.uploads import Uploads
 from mend.store.usage import Usage
-from mend.store.views import Body
+from mend.store.views import Body, part_length
 
 PART_BYTES: Final = 64 << 20
 WORKERS: Final = 8
+_DATA_BYTES: Final = 1 << 20
 _DELETE_BATCH: Final = 1000
 _SLOWEST_BYTES_PER_SECOND: Final = 1 << 16  # slower than a crowded network ever is: such an answer is stalled
 
@@ -60,12 +61,12 @@ class S3Store:
         in_clear = bool(named) and not str(named).startswith("https:")
         try:
             self._client = make_client(endpoint, keys, authority, sign_payload=in_clear)
-            sender = make_client(endpoint, keys, authority, sign_payload=False) if in_clear else self._client
+            self._sender = make_client(endpoint, keys, authority, sign_payload=False) if in_clear else self._client
         except (ValueError, BotoCoreError, OSError) as error:  # ValueError: botocore's word for no URL
             given = f"endpoint {endpoint!r}, region {keys.region!r}"
             raise BadAddress(self.uri, f"{given}: {error}") from error
-        # Parts travel unsigned over plain HTTP as well: their digests are in the manifest, which is signed.
-        self._uploads = Uploads(sender, self._ask, self._address, self._where, part_bytes, workers)
+        # What is large travels unsigned over plain HTTP as well: its digests are in the manifest, which is signed.
+        self._uploads = Uploads(self._sender, self._ask, self._address, self._where, part_bytes, workers)
 
     @property
     def usage(self) -> Usage:
@@ -95,13 +96,14 @@ class S3Store:
 
     def get_into(self, key: str, into: memoryview, start: int = 0, if_match: str = "") -> None:
         into = into.cast("B")
+        length = part_length(into.nbytes, self._part_bytes, self._workers)
 
         def fetch(offset: int) -> None:
-            part = into[offset : offset + self._part_bytes]
+            part = into[offset : offset + length]
             where = self._where(key)
             self._ask("get", where, lambda: self._get_range(key, part, start + offset, if_match), received=part.nbytes)
 
-        each(fetch, range(0, into.nbytes, self._part_bytes), self._workers)
+        each(fetch, range(0, into.nbytes, length), self._workers)
 
     def head(self, key: str) -> Entry:
         """Asked as a listing: the error of a HEAD has no body, so a wrong secret would look like a missing right."""
@@ -143,8 +145,10 @@ class S3Store:
                 raise refused
 
     def _put_whole(self, key: str, views: Sequence[memoryview], **conditions: str) -> str:
+        is_data = size(views) >= _DATA_BYTES and not conditions
+        ask = (self._sender if is_data else self._client).put_object
+
         def send(checksum: dict[str, str]) -> Any:
-            ask = self._client.put_object
             return self._ask(
                 "put",
                 self._where(key),

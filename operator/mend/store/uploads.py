@@ -45,7 +45,8 @@ class Uploads:
 
     def put(self, key: str, views: Sequence[memoryview]) -> str:
         """Send an object of more than one part; its ETag."""
-        parts = list(enumerate(cut(views, part_length(size(views), self._part_bytes)), start=1))
+        length = part_length(size(views), self._part_bytes, self._workers)
+        parts = list(enumerate(cut(views, length), start=1))
         return self.checksums.with_best(lambda checksum: self._put(key, parts, checksum))
 
     def begun(self, prefix: str) -> Iterator[dict[str, Any]]:

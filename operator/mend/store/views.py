@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 MAX_PARTS: Final = 10_000
+LEAST_PART_BYTES: Final = 16 << 20
 SLICE_BYTES: Final = 1 << 20
 
 
-def part_length(total: int, usual: int) -> int:
-    """The length of a part: as usual, or longer where the object would have too many parts."""
-    return max(usual, -(-total // MAX_PARTS))
+def part_length(total: int, usual: int, workers: int) -> int:
+    """The length of a part: as usual, shorter where workers would have nothing to do, longer where S3 would refuse.
+
+    A connection to a service has its own speed: an object of two parts is carried by two of them.
+    """
+    fair = max(LEAST_PART_BYTES, -(-total // workers))
+    return max(min(usual, fair), -(-total // MAX_PARTS))
 
 
 def cut(views: Sequence[memoryview], length: int) -> Iterator[list[memoryview]]:
