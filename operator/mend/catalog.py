@@ -221,6 +221,8 @@ class Catalog:
         gone: list[str] = []
         for save in swept(attempt, saves):
             folder = self._folder(save.uri)
+            if self._is_other_by_now(folder, save):
+                continue
             if not save.committed:
                 try:
                     self._store.put_if_absent(f"{folder}/{MANIFEST_NAME}", SWEPT)
@@ -243,6 +245,12 @@ class Catalog:
         """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""
         saves = _by_save(self._store.list("step-"))
         return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
+
+    def _is_other_by_now(self, folder: str, save: StoredSave) -> bool:
+        """Whether it was committed, pinned or deleted since everything was listed, which may take minutes."""
+        entries = _by_save(self._store.list(f"{folder}/")).get(folder)
+        now = _save(save.uri, entries) if entries else None
+        return now is None or (now.committed, now.pinned) != (save.committed, save.pinned)
 
     @property
     def passed_over(self) -> str:
