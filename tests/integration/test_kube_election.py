@@ -89,6 +89,7 @@ async def test_one_leads_and_a_clean_exit_hands_over_at_once(cluster: Cluster) -
         assert not one.elector.is_leader()
         await eventually(two.elector.is_leader)
         print(f"handed over in {uptime_seconds() - began:.2f} s")
+        await eventually(lambda: bool(two.writes))
         assert max(one.writes) < min(two.writes)
         lease = await cluster.client.get(LEASES, NAMESPACE, LEASE)
         assert lease["spec"]["holderIdentity"] == "two"
