@@ -11,7 +11,7 @@ import torch
 
 from mend.manifest import decode_manifest
 from mend.protocol import MANIFEST_NAME, Committed, SaveFailed, share_name
-from mend.store import Data
+from mend.store import Data, Unreachable
 from mend.store.files import FileStore
 from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.layout import blocks_of, local_tensors
@@ -186,6 +186,53 @@ def test_one_error_fails_all_and_leaves_nothing(failing: int, tmp_path: Path) ->
     assert isinstance(outcomes[0], SaveFailed)
     assert f"rank {failing}: OSError" in outcomes[0].error
     assert names(stores[0]) == []
+
+
+class Deaf(Watched):
+    """A folder whose answer to the first share is lost after it was written."""
+
+    def __init__(self, root: Path, before: Callable[[str, str], None]) -> None:
+        super().__init__(root, before)
+        self._shares = 0
+        self.is_answered = threading.Event()
+
+    def put(self, key: str, data: Data) -> str:
+        """As the real one, but for the answer."""
+        etag = super().put(key, data)
+        if "share-" in key:
+            self._shares += 1
+            if self._shares == 1:
+                raise Unreachable(key, "the connection was closed", transient=True)
+            self.is_answered.set()
+        return etag
+
+
+def test_a_share_whose_answer_was_lost_is_put_again_as_it_was(tmp_path: Path) -> None:
+    """Others may have read it: a second try does not upload anew, and so come to another share."""
+    uploads: list[str] = []
+
+    def breaks_later(what: str, key: str) -> None:
+        if what == "put" and key.endswith(".distcp"):
+            uploads.append(key)
+            if len(uploads) > 1:
+                fails_to_write(what, key)
+
+    deaf = Deaf(tmp_path, breaks_later)
+    first = Watched(tmp_path, lambda what, key: deaf.is_answered.wait(60.0) and None)
+    outcomes = together(a_saving(first, a_snapshot(0)), a_saving(deaf, a_snapshot(1)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+
+
+def test_errors_of_many_ranks_fit_into_one_message(tmp_path: Path) -> None:
+    """Of a large world only the first are told, and how many more there are."""
+    store, saving = Watched(tmp_path), a_saving(Watched(tmp_path), a_snapshot(0, world=20))
+    key = f"{saving._folder}/{share_name(0)}"
+    for rank in range(1, 20):
+        store.put(key.replace(share_name(0), share_name(rank)), encode_share(Share(error="no space left")))
+    outcome = saving.run()
+    assert isinstance(outcome, SaveFailed)
+    assert outcome.error.count("no space left") == 8
+    assert outcome.error.endswith("; and 11 more")
 
 
 def test_a_peer_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -> None:
