@@ -10,7 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from mend.protocol import ENV_ARENA, ENV_ARENAS, ENV_LAUNCH, CheckpointPlan, CheckpointRef, Launch, encode
+from mend.protocol import ENV_ARENA, ENV_ARENAS, ENV_LAUNCH, CheckpointPlan, CheckpointRef, ExitCode, Launch, encode
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable
@@ -33,6 +33,22 @@ def worker() -> Iterator[WorkersSaver]:
 def a_plan(folder: Path) -> CheckpointPlan:
     """Snapshots in memory after each second step; the store gets the last alone."""
     return CheckpointPlan(uri=f"file://{folder}/run", memory_interval_steps=2)
+
+
+def a_launch(folder: Path) -> Launch:
+    """The first attempt of a run of one rank."""
+    return Launch(
+        attempt=1,
+        world_size=1,
+        first_rank=0,
+        ranks=1,
+        workers=1,
+        master_addr="",
+        master_port=0,
+        run="tests/run",
+        run_uid="uid",
+        checkpoint=a_plan(folder),
+    )
 
 
 def a_checkpointer(folder: Path, arena: Arena) -> Checkpointer:
@@ -77,18 +93,7 @@ def test_a_last_step_that_only_memory_holds_is_saved(
 ) -> None:
     """A rank that is started anew with nothing left to train commits what it found in memory before it succeeds."""
     plan = a_plan(tmp_path)
-    launch = Launch(
-        attempt=1,
-        world_size=1,
-        first_rank=0,
-        ranks=1,
-        workers=1,
-        master_addr="",
-        master_port=0,
-        run="tests/run",
-        run_uid="uid",
-        checkpoint=plan,
-    )
+    launch = a_launch(tmp_path)
     with pytest.raises(ZeroDivisionError):
         train(launch, worker, monkeypatch, dies=True)
     saved = worker.wait_for_whole(STEPS - 1, (0,))
@@ -126,3 +131,14 @@ def test_memory_that_may_not_be_opened_is_done_without(tmp_path: Path, monkeypat
     checkpointer = a_checkpointer(tmp_path, Arena.create("own"))
     assert checkpointer.bytes_in_memory > 0
     assert checkpointer.restore([CheckpointRef(uri="memory:feed", step=7, attempt=1)], a_state(0.0)) is None
+
+
+def test_a_rank_that_has_trained_is_nothing_to_begin_with(tmp_path: Path) -> None:
+    """One that rejoins where nothing can be restored ends, with a code that is held against no machine."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Session(model=model, optimizer=optimizer) as session:
+        session.completed(0.0)
+        with pytest.raises(SystemExit) as ended:
+            session._restore(a_launch(tmp_path))
+    assert ended.value.code == ExitCode.STORAGE
