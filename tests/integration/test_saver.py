@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +133,19 @@ def test_training_goes_on_while_the_saver_is_stopped(tmp_path: Path) -> None:
     os.kill(keeper.pid, signal.SIGCONT)
     assert keeper.checkpointer.wait(_SECONDS)
     assert sorted(report.checkpoint.step for report in keeper.reports if isinstance(report, Committed)) == [0, 1, 2]
+
+
+def test_a_saver_that_nobody_listens_to_is_not_held_up(tmp_path: Path) -> None:
+    """A rank without an agent reads nothing of what its saver tells: nothing piles up in the channel between them."""
+    keeper = Keeper(f"file://{tmp_path}/run")
+    assert keeper.save(1)
+    assert keeper.checkpointer.wait(_SECONDS)
+    assert keeper.save(2)
+    assert keeper.checkpointer.wait(_SECONDS)
+    assert keeper.saver is not None
+    assert keeper.saver._channel is not None
+    assert keeper.saver._channel.recv(1 << 16, socket.MSG_DONTWAIT) == b""
+    os.kill(keeper.pid, 0)
 
 
 def test_what_a_store_that_is_away_is_owed_stays_until_it_is_back(proxy: FaultyProxy) -> None:
