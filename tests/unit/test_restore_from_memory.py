@@ -76,7 +76,8 @@ def train(launch: Launch, worker: WorkersSaver, monkeypatch: pytest.MonkeyPatch,
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     done = []
-    with Session(model=model, optimizer=optimizer) as session:
+    session = Session[torch.Tensor](model=model, optimizer=optimizer)
+    with session:
         for step in session.steps(STEPS):
             optimizer.zero_grad()
             model(torch.ones(2, 3)).sum().backward()
@@ -137,7 +138,8 @@ def test_a_rank_that_has_trained_is_nothing_to_begin_with(tmp_path: Path) -> Non
     """One that rejoins where nothing can be restored ends, with a code that is held against no machine."""
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Session(model=model, optimizer=optimizer) as session:
+    session = Session[torch.Tensor](model=model, optimizer=optimizer)
+    with session:
         session.completed(0.0)
         with pytest.raises(SystemExit) as ended:
             session._restore(a_launch(tmp_path))

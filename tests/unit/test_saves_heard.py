@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,21 @@ class Unheard:
         """So nothing is to be closed."""
 
 
-class Slow(dict[str, Any]):
+class Slow(Mapping[str, Any]):
     """A state during whose listing something happens, as it may while ranks wait for each other."""
 
-    def __init__(self, state: dict[str, Any], meanwhile: Callable[[], None]) -> None:
-        super().__init__(state)
-        self._meanwhile = meanwhile
+    def __init__(self, state: Mapping[str, Any], meanwhile: Callable[[], None]) -> None:
+        self._state, self._meanwhile = state, meanwhile
 
-    def items(self) -> ItemsView[str, Any]:
-        """As of any dict, later."""
+    def __getitem__(self, key: str) -> Any:
+        return self._state[key]
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def __iter__(self) -> Iterator[str]:
         self._meanwhile()
-        return super().items()
+        return iter(self._state)
 
 
 @pytest.fixture

@@ -218,8 +218,11 @@ def test_a_share_whose_answer_was_lost_is_put_again_as_it_was(tmp_path: Path) ->
                 fails_to_write(what, key)
 
     deaf = Deaf(tmp_path, breaks_later)
-    first = Watched(tmp_path, lambda what, key: deaf.is_answered.wait(60.0) and None)
-    outcomes = together(a_saving(first, a_snapshot(0)), a_saving(deaf, a_snapshot(1)))
+
+    def after_that(what: str, key: str) -> None:
+        deaf.is_answered.wait(60.0)
+
+    outcomes = together(a_saving(Watched(tmp_path, after_that), a_snapshot(0)), a_saving(deaf, a_snapshot(1)))
     assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
 
 
