@@ -169,10 +169,10 @@ class AgentPool:
         gang.loss_rule = rule
         return gang.losses.standing(attempt)
 
-    def evaluations(self, run: RunKey) -> tuple[Evaluation, ...]:
-        """The newest evaluations of each metric in the current attempt."""
+    def evaluations(self, run: RunKey, metric: str) -> tuple[Evaluation, ...]:
+        """The newest evaluations of this metric in the current attempt."""
         gang = self._gangs.get(run)
-        return gang.evaluations.told() if gang else ()
+        return gang.evaluations.told(metric) if gang else ()
 
     def connected(self) -> int:
         """How many streams are open."""

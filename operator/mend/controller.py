@@ -299,7 +299,7 @@ class Controller:
             step_times=pool.step_times(key),
             paces=pool.paces(key),
             losses=pool.losses(key, bare.status.attempt, spec.health.loss_spike),
-            evaluations=pool.evaluations(key),
+            evaluations=pool.evaluations(key, best.metric) if (best := spec.checkpoint.keep_best) else (),
             has_service=known.has_service,
             has_token=known.token is not None,
             has_tls=known.has_tls,

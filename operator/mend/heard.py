@@ -12,7 +12,7 @@ from mend.protocol import Heartbeat, Phase, Point, RankReport
 
 SAMPLES: Final = 64
 LOSS: Final = "loss"  # the name of the points that are no evaluation's
-EVALUATIONS: Final = 16  # of each metric, the newest
+EVALUATIONS: Final = 128  # of each metric, the newest: a checkpoint that one speaks for may be long in coming
 PEAK_KEPT: Final = 0.9999  # of the peak's excess, at each step: half of it is forgotten after some 7,000
 
 
@@ -137,9 +137,9 @@ class Evaluations:
                 news = True
         return news
 
-    def told(self) -> tuple[Evaluation, ...]:
-        """By metric, oldest first."""
-        return tuple(each for name in sorted(self._told) for each in self._told[name])
+    def told(self, metric: str) -> tuple[Evaluation, ...]:
+        """Of one metric, oldest first."""
+        return tuple(self._told.get(metric, ()))
 
 
 def _with_peak(peaks: tuple[float, float], ratio: float) -> tuple[float, float]:

@@ -499,7 +499,7 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
     step_times: StepTimes = StepTimes()
     paces: tuple[Pace, ...] = ()  # of the ranks of which it is known, in rank order
     losses: LossStanding | None = None  # None while too few points are known
-    evaluations: tuple[Evaluation, ...] = ()  # the newest of each metric, as ranks of the current attempt told them
+    evaluations: tuple[Evaluation, ...] = ()  # of the metric of spec.checkpoint.keepBest, in this attempt
     save_now: str = ""  # the annotation that asks for a save
     has_service: bool = False
     has_token: bool = False

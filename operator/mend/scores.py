@@ -16,7 +16,7 @@ from mend.model import Evaluation, Observation, RunStatus, Score, StoredCheckpoi
 from mend.restore import best_first, on_lineage
 from mend.spec import Checkpointing
 
-NEWEST: Final = 8  # evaluations that are remembered: the checkpoint that one speaks for may be committed later
+NEWEST: Final = 8  # evaluations that outlive their attempt: it may have saved with its last breath
 RESERVE: Final = 2  # times as many scores as are wanted: the best may be quarantined
 
 
@@ -30,27 +30,27 @@ def with_scores(rules: Checkpointing, status: RunStatus, seen: Observation) -> R
         for each in (*status.evaluations, *seen.evaluations)
         if each.name == best.metric and math.isfinite(each.value) and _is_on_line(status, each)
     }
-    window = tuple(sorted(told.values(), key=lambda each: (each.step, each.attempt)))[-NEWEST:]
+    heard = sorted(told.values(), key=lambda each: (each.step, each.attempt))
     line = sorted(on_lineage(seen.uid, status, seen.store.checkpoints), key=lambda each: each.ref.step)
-    known = [each for each in status.scores if each.name == best.metric and not _is_newer(each, window)]
-    scores = best_first(best, [*known, *_scored(window, line)])
+    known = [each for each in status.scores if each.name == best.metric and not _is_newer(each, heard)]
+    scores = best_first(best, [*known, *_scored(heard, line)])
     there = {(each.ref.attempt, each.ref.step) for each in line}
     is_whole = seen.store.listed and not seen.store.partial  # else what is not in it may be there all the same
     kept = [each for each in scores if (each.attempt, each.step) in there or not is_whole]
-    return replace(status, evaluations=window, scores=tuple(kept[: RESERVE * best.count]))
+    return replace(status, evaluations=tuple(heard[-NEWEST:]), scores=tuple(kept[: RESERVE * best.count]))
 
 
-def _scored(window: Sequence[Evaluation], line: Sequence[StoredCheckpoint]) -> Iterable[Score]:
-    for place, each in enumerate(window):
-        until = window[place + 1].step if place + 1 < len(window) else math.inf
+def _scored(heard: Sequence[Evaluation], line: Sequence[StoredCheckpoint]) -> Iterable[Score]:
+    for place, each in enumerate(heard):
+        until = heard[place + 1].step if place + 1 < len(heard) else math.inf
         first = next((one for one in line if each.step <= one.ref.step < until), None)
         if first is not None:
             yield Score(name=each.name, step=first.ref.step, attempt=first.ref.attempt, value=each.value)
 
 
-def _is_newer(score: Score, window: Sequence[Evaluation]) -> bool:
-    """Whether it will be found anew from the evaluations that are still remembered."""
-    return bool(window) and score.step >= window[0].step
+def _is_newer(score: Score, heard: Sequence[Evaluation]) -> bool:
+    """Whether it will be found anew from the evaluations that are still known."""
+    return bool(heard) and score.step >= heard[0].step
 
 
 def _is_on_line(status: RunStatus, each: Evaluation) -> bool:

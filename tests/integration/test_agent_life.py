@@ -25,6 +25,7 @@ from agents_real import (
 from memory_cgroup import limited_memory
 from mend import protocol
 from mend.protocol import AgentState, ExitCode, Stop
+from waiting import eventually
 
 
 def left_in_memory(prefix: str) -> list[Path]:
@@ -145,8 +146,7 @@ async def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
         await client.until(lambda _: note.exists() and note.read_text().strip())
         runaway = int(note.read_text())
         assert is_running(runaway)
-        zombies = [pid for pid in descendants_of(client.agent) if not is_running(pid)]
-        assert not zombies
+        await eventually(lambda: all(is_running(pid) for pid in descendants_of(client.agent)), "no zombie stays")
         await client.order(Stop(attempt=1))
         await client.until(lambda beat: beat.state is AgentState.IDLE)
         await all_gone([runaway])

@@ -92,6 +92,19 @@ async def test_a_buddy_that_is_away_is_tried_again(sender: Sender, own: Arena) -
         await eventually(lambda: not sender.trouble, "and all is well")
 
 
+@pytest.mark.parametrize("place", ["https://[::", "https://host:99999", "http://127.0.0.1:1", "nonsense"])
+async def test_a_place_that_is_none_is_told(sender: Sender, own: Arena, place: str) -> None:
+    """A buddy that cannot be is no buddy: nobody waits for it, and the next one gets copies."""
+    sender.follow(place, 0)
+    sender.offer(a_snapshot(own, step=10))
+    await eventually(lambda: "no place of a saver" in sender.trouble, "the trouble is known")
+    assert not own.words.is_being_copied
+    with a_worker() as worker:
+        sender.follow(worker.url, 0)
+        sender.offer(a_snapshot(own, step=20))
+        await eventually(lambda: steps(worker) == [20], "the new buddy has it")
+
+
 async def test_a_transfer_ends_when_another_buddy_is_named(sender: Sender, own: Arena) -> None:
     """A new launch with another buddy does not wait for the slow one."""
     with a_worker() as slow, a_worker() as worker:

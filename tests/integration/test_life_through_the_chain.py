@@ -109,3 +109,23 @@ def test_a_pinned_checkpoint_outlives_retention(cluster: TrainingCluster, tmp_pa
     cluster.wait_until(lambda: later not in keys(store, MANIFEST_NAME))  # retention has been at work since
     assert pinned in keys(store, MANIFEST_NAME)
     cluster.delete(name)
+
+
+def test_the_best_by_evaluation_outlives_retention(cluster: TrainingCluster) -> None:
+    """What the training loop measures reaches the controller, and the checkpoint that it speaks for stays."""
+    run = cluster.run("best", env={"STEPS": "100000", "STEP_SECONDS": "0.1", "BEST_STEP": "30"})
+    run["spec"]["checkpoint"] |= {"keepLast": 2, "keepBest": {"metric": "nearness"}}
+    name = cluster.apply(run)
+    cluster.training(name)
+    store = store_of(cluster, name)
+
+    def steps() -> list[int]:
+        return [int(key.partition("/")[0].removeprefix("step-")) for key in keys(store, MANIFEST_NAME)]
+
+    cluster.wait_until(lambda: max(steps(), default=0) > 80 and len(steps()) <= 4)
+    best, *others = cluster.status(name).scores
+    assert best.value > max((each.value for each in others), default=-1000.0)
+    assert best.value >= -20  # a busy machine skips saves
+    assert best.step in steps()
+    assert best.step not in sorted(steps())[-2:]
+    cluster.delete(name)

@@ -201,19 +201,38 @@ def test_a_pod_that_is_too_small_is_told_before_the_first_step(tmp_path: Path) -
         "import sys, torch\n"
         "from mend.protocol import CheckpointPlan\n"
         "from mend_trainer.session import Session\n"
-        "model = torch.nn.Linear(4096, 4096, bias=False)\n"
+        "model = torch.nn.Linear(4096, 8192, bias=False)\n"
         "optimizer = torch.optim.AdamW(model.parameters())\n"
         "with Session(model=model, optimizer=optimizer, checkpoint=CheckpointPlan(uri=sys.argv[1])):\n"
         "    print('entered')\n"
     )
-    with limited_memory(450 << 20) as group:
+    with limited_memory(700 << 20) as group:
         inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
         command = [*inside, sys.executable, str(program), f"file://{tmp_path}/run"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "MemoryTooSmall: resources.limits.memory: 450Mi" in done.stderr
-    assert "snapshots of this worker need 384Mi" in done.stderr
+    assert "MemoryTooSmall: resources.limits.memory: 700Mi" in done.stderr
+    assert "snapshots of this worker need 768Mi" in done.stderr
     assert "entered" not in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+async def test_a_last_step_that_was_restored_from_memory_is_committed_too(tmp_path: Path) -> None:
+    """Ranks that were killed between the copy of the last step and its commit end only once it is in the store."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", memory_interval_steps=1)
+    async with a_worker(tmp_path, STEPS="12") as client:
+        (tmp_path / "run").touch()  # no folder can be made there: nothing can be saved
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: whole(beat, 11), "the last step in memory")
+        held = whole(beat)
+        assert held is not None
+        for rank in (0, 1):
+            os.kill(pid_of(beat, rank), signal.SIGKILL)
+        await client.until(has_exit(1, 1))
+        (tmp_path / "run").unlink()
+        await launch(client, 2, plan, in_memory(held))
+        await client.until(lambda beat: beat.attempt == 2 and beat.state is AgentState.FINISHED, "the end")
+        _, saved = next_attempt(open_store(plan.uri))
+        assert (saved[0].step, saved[0].attempt) == (11, 2)
 
 
 async def test_a_finished_run_has_committed_its_last_step(tmp_path: Path) -> None:

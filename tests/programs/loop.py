@@ -1,7 +1,8 @@
 """A rank of a plain loop under a session: a small model, gloo, checkpoints; it goes wrong when a file tells it to.
 
-`STEPS`, `STEP_SECONDS` and `WIDTH` of the model come from the environment. A file `$FAULTS/rank-N` holds the name of a
-fault for rank N; it is taken away before it is obeyed, unless it ends in "!", so that what is restarted stays well.
+`STEPS`, `STEP_SECONDS`, `WIDTH` of the model, and `BEST_STEP`, at which its evaluations are best, come from the
+environment. A file `$FAULTS/rank-N` holds the name of a fault for rank N; it is taken away before it is obeyed, unless
+it ends in "!", so that what is restarted stays well.
 """
 
 from __future__ import annotations
@@ -89,6 +90,8 @@ def main() -> None:
                 time.sleep(3600)  # the others wait in a collective for this rank
             optimizer.step()
             session.completed(loss, tokens=4 * dist.get_world_size())
+            if "BEST_STEP" in os.environ and step % 5 == 0:
+                session.measured("nearness", -abs(step - int(os.environ["BEST_STEP"])))
             if step % 50 == 0:
                 print(f"step {step} is done", flush=True)
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mend.heard import EVALUATIONS
 from mend.model import Evaluation, Observation, RunStatus, StoredCheckpoint, StoreView
 from mend.protocol import Ancestor, CheckpointRef
 from mend.restore import candidates, expendable, lineage_after, on_lineage
@@ -80,7 +81,7 @@ class Life:
             created_at=0.0,
             status=self.status,
             store=StoreView(listed=True, checkpoints=tuple(self.stored.values())),
-            evaluations=tuple(self.told[-16:]),
+            evaluations=tuple(self.told[-EVALUATIONS:]),
         )
         self.status = with_scores(self.rules, self.status, seen)
 

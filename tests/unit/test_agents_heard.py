@@ -109,13 +109,14 @@ def test_evaluations_that_are_told_again_are_no_news() -> None:
     assert heard.add(points(10, 20))
     assert not heard.add(points(10, 20))
     assert heard.add([*points(10, 20, 30), *points(10, name="f1")])
-    assert [(each.name, each.step, each.value, each.attempt) for each in heard.told()] == [
-        ("acc", 10, 1.0, 3),
-        ("acc", 20, 2.0, 3),
-        ("acc", 30, 3.0, 3),
-        ("f1", 10, 1.0, 3),
+    assert [(each.step, each.value, each.attempt) for each in heard.told("acc")] == [
+        (10, 1.0, 3),
+        (20, 2.0, 3),
+        (30, 3.0, 3),
     ]
+    assert [each.step for each in heard.told("f1")] == [10]
+    assert heard.told("loss") == ()
     assert not heard.add([Point(step=40, loss=None, tokens=0, seconds=0.0, name="acc")])
     assert heard.add(points(*range(40, 40 + 10 * EVALUATIONS, 10)))
     assert not heard.add(points(10, 20))
-    assert len(heard.told()) == EVALUATIONS + 1
+    assert len(heard.told("acc")) == EVALUATIONS

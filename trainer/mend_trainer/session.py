@@ -414,8 +414,7 @@ class Session(Generic[B]):
         values = {name: value for name, value in restored.values.items() if name != BLUEPRINT}  # nobody's state
         self._bundle.put(BundleState(tensors=here.tensors, values=values, absent=restored.absent))
         self._step = restored.step
-        # What came from memory alone may be in no store yet, and the run may end without a further step.
-        self._saved_step = -1 if restored.ref.save_in_memory else restored.step
+        self._saved_step = -1 if restored.ref.save_in_memory else restored.step  # memory ends with the pod
         self._tokens = restored.tokens
         if self.rank == 0:
             _log.info("restored step %d from %s", restored.step, restored.ref.uri)

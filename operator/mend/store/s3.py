@@ -103,6 +103,10 @@ class S3Store:
             where = self._where(key)
             self._ask("get", where, lambda: self._get_range(key, part, start + offset, if_match), received=part.nbytes)
 
+        if into.nbytes > length:
+            # One byte first: what is missing or has changed costs one request and not one for each part. And services
+            # that digest an object when it is first asked for, as rclone does, do so once and not side by side.
+            self.get(key, start, 1, if_match)
         each(fetch, range(0, into.nbytes, length), self._workers)
 
     def head(self, key: str) -> Entry:

@@ -112,7 +112,7 @@ class Uploads:
         key: str,
         upload_id: str,
         parts: Sequence[Part],
-        there: Mapping[int, Mapping[str, Any]],
+        there: Sent,
         checksum: Checksum,
     ) -> str:
         upload = {**self._address(key), "UploadId": upload_id}

@@ -92,7 +92,8 @@ class Snapshot:
     def data(self) -> memoryview:
         """All its blocks, each at its start."""
         blocks = self.header.blocks
-        return self.arena.view(self.slot, _DATA, self.starts[-1] + blocks[-1].bytes if blocks else 0)
+        length = self.starts[-1] + blocks[-1].bytes if blocks else 0
+        return self.arena.view(self.slot, _DATA, length, touch=False)
 
     def raw(self, index: int) -> memoryview:
         """The bytes of the block at `index`."""
@@ -242,15 +243,15 @@ class Arena:
             known = self._rooms[draft.slot] = draft.blocks, draft.rooms()
         return known[1]
 
-    def view(self, slot: int, region: int, length: int) -> memoryview:
-        """The first bytes of one part of a slot, mapped and present."""
+    def view(self, slot: int, region: int, length: int, *, touch: bool = True) -> memoryview:
+        """The first bytes of one part of a slot, made present at once; without `touch`, by the threads that read."""
         mapped = self._regions.get((slot, region))
         if mapped is None or len(mapped) < length:
             pages = max(1, -(-length // PAGE_BYTES)) * PAGE_BYTES
             memory = mmap.mmap(
                 self._descriptor,
                 pages,
-                flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+                flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if touch else 0),
                 offset=region_start(slot, region),
             )
             before, mapped = mapped, memoryview(memory)

@@ -51,11 +51,9 @@ class Connection:
         self.url = url
         self._tls, self._token = tls, token
         self._used_at = time.monotonic()
-        place = urlsplit(url)
-        if place.scheme != "https" or not place.hostname or not place.port:
-            raise Unreachable(f"{url!r} is no place of a saver; expected https://HOST:PORT")
+        host, port = _place(url)
         self._http = http.client.HTTPSConnection(
-            place.hostname, place.port, timeout=CONNECT_SECONDS, context=tls.asking, blocksize=PIECE_BYTES
+            host, port, timeout=CONNECT_SECONDS, context=tls.asking, blocksize=PIECE_BYTES
         )
 
     def listing(self) -> tuple[Held, ...]:
@@ -172,6 +170,17 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Unreachable(f"{self.url}: {getattr(error, 'reason', '') or error or type(error).__name__}") from error
+
+
+def _place(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or parts.scheme != "https":
+        raise Unreachable(f"{url!r} is no place of a saver; expected https://HOST:PORT")
+    return host, port
 
 
 def pieces_of(data: memoryview, length: int = PIECE_BYTES) -> Iterator[memoryview]:

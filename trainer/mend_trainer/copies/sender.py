@@ -55,6 +55,7 @@ class Sender:
         with self._news:
             if buddy != self._buddy:
                 self._newest.clear()
+                self.trouble = ""
             self._buddy, self._throttle = buddy, Throttle(bytes_per_second)
             self._news.notify_all()
 
@@ -106,6 +107,10 @@ class Sender:
                 self._tell(f"no copy can be sent to the buddy: {error}")
                 self._again(buddy, snapshot, pause)
                 pause = min(2 * pause, _PAUSES[1])
+            except Exception as error:
+                snapshot.mark_copied()  # and the thread goes on: without it none would ever count as copied again
+                log.exception("%s: it broke off", _name(snapshot))
+                self._tell(f"copies break off: {type(error).__name__}: {error}")
 
     def _next(self) -> tuple[str, Throttle, Snapshot] | None:
         with self._news:
