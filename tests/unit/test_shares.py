@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mend.manifest import decode_manifest
-from mend.protocol import MANIFEST_NAME, Committed, SaveFailed, share_name
+from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, Committed, SaveFailed, share_name
 from mend.store import Data, Unreachable
 from mend.store.files import FileStore
 from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
@@ -260,6 +260,33 @@ def test_a_damaged_share_commits_nothing(tmp_path: Path) -> None:
     assert isinstance(outcome, SaveFailed)
     assert "a share was damaged" in outcome.error
     assert MANIFEST_NAME not in names(store)
+
+
+@pytest.mark.parametrize("forged", ["unsigned", "of another rank", "with another key"])
+def test_with_a_signing_key_a_share_of_a_stranger_commits_nothing(
+    forged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may only write to the bucket cannot have digests of bytes of their own signed with the manifest."""
+    monkeypatch.setenv(ENV_SIGNING_KEY, "f" * 64)
+    store = Watched(tmp_path)
+    late = a_saving(store, a_snapshot(1))
+    late._contribute()
+    place = f"{late._folder}/{share_name(1)}"
+    share = decode_share(store.get(place), place, late._signing_key)
+    key = None if forged == "unsigned" else b"guessed" if forged == "with another key" else late._signing_key
+    signed_for = place.replace(share_name(1), share_name(0)) if forged == "of another rank" else place
+    store.put(place, encode_share(share, signed_for, key))
+    outcome = a_saving(store, a_snapshot(0)).run()
+    assert isinstance(outcome, SaveFailed)
+    assert "the signature by this run's key" in outcome.error
+    assert MANIFEST_NAME not in names(store)
+
+
+def test_signed_shares_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All savers of a run have its key, and read what the others have signed."""
+    monkeypatch.setenv(ENV_SIGNING_KEY, "f" * 64)
+    outcomes = together(*(a_saving(Watched(tmp_path), a_snapshot(rank)) for rank in range(WORLD)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
 
 
 def test_weights_that_stand_still_on_one_rank_only_are_saved(tmp_path: Path) -> None:

@@ -65,13 +65,15 @@ class Saving:
     ) -> None:
         """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile.
 
-        `patience_seconds`: how long peers of which nothing new comes are waited for at least.
+        `patience_seconds`: how long peers of which nothing new comes are waited for at least. Raises ValueError for a
+        signing key that could be guessed.
         """
         header = snapshot.header
         self._store, self._snapshot, self._digests = store, snapshot, digests
         self._unchanged, self._resumed, self._complain = unchanged, resumed, complain
         self._patience_seconds = patience_seconds
         self._step, self._rank, self._world = header.origin.step, header.rank, header.world_size
+        self._signing_key = key_of(header.origin.run)
         self._folder = checkpoint_key(header.origin.step, header.origin.attempt, header.save_id)
         self._began = time.monotonic()
         self._deadline = self._began + header.save_seconds
@@ -109,7 +111,8 @@ class Saving:
                 own = Share(error="its snapshot was replaced while it was uploaded")
             self._own = msgspec.structs.replace(own, origin=self._origin())
         if self._world > 1:
-            self._store.put(self._key(share_name(self._rank)), encode_share(self._own))
+            place = self._key(share_name(self._rank))
+            self._store.put(place, encode_share(self._own, place, self._signing_key))
         self._is_shared = True
         self._upload_seconds = time.monotonic() - self._began
 
@@ -173,7 +176,8 @@ class Saving:
         return shares
 
     def _read_share(self, rank: int) -> Share:
-        return decode_share(self._store.get(self._key(share_name(rank))))
+        place = self._key(share_name(rank))
+        return decode_share(self._store.get(place), place, self._signing_key)
 
     def _conclude(self, shares: Sequence[Share]) -> None:
         """Commit, or clean up and say why not."""
@@ -188,7 +192,7 @@ class Saving:
         origin = shares[0].origin
         assert origin is not None
         try:
-            commit(self._store, self._folder, origin, shares, key_of(origin.run))
+            commit(self._store, self._folder, origin, shares, self._signing_key)
         except AlreadyExists:  # by another saver, or by this one's predecessor
             _log.info("the save at step %d was committed already", self._step)
         except NotFound as error:
