@@ -4,8 +4,9 @@ PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
-BENCHMARKS = $(filter-out campaign,$(patsubst benchmarks/%.py,%,$(shell grep -l 'return publish' benchmarks/*.py)))
+BENCHMARKS = $(filter-out campaign checkpoint_campaign peer_copies,$(patsubst benchmarks/%.py,%,$(shell grep -l 'return publish' benchmarks/*.py)))
 FAULTS ?= 1000
+COUNT ?= 2000
 SEED ?= 1
 
 VENV := .venv
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-faults fmt manifests clean
+.PHONY: help demo test check bench bench-faults bench-checkpoints fmt manifests clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,11 +47,18 @@ bench: $(READY) ## the figures and docs/benchmarks.md; BENCH_ARGS=--quick for a 
 	  $(BIN)/python benchmarks/$$each.py $(BENCH_ARGS) --json benchmarks/results/$$each.json || exit 1; done
 	$(call say,bench: the injection campaign in its short form)
 	@$(BIN)/python benchmarks/campaign.py --count 100 $(BENCH_ARGS) --json benchmarks/results/campaign.json
+	$(call say,bench: the checkpoint campaign in its short form)
+	@$(BIN)/python benchmarks/checkpoint_campaign.py --count 100 $(BENCH_ARGS) --json benchmarks/results/checkpoint_campaign.json
 	@$(BIN)/python benchmarks/render.py
 
 bench-faults: $(READY) ## 1,000 faults of every kind at real gangs, and who was blamed; FAULTS=N SEED=S
 	$(call say,bench: $(FAULTS) injections with seed $(SEED))
 	@$(BIN)/python benchmarks/campaign.py --count $(FAULTS) --seed $(SEED) --json benchmarks/results/campaign.json
+	@$(BIN)/python benchmarks/render.py
+
+bench-checkpoints: $(READY) ## a thousand kills and as many other faults of saving and restoring; COUNT=N SEED=S
+	$(call say,bench: $(COUNT) faults of checkpoints with seed $(SEED))
+	@$(BIN)/python benchmarks/checkpoint_campaign.py --count $(COUNT) --seed $(SEED) --json benchmarks/results/checkpoint_campaign.json
 	@$(BIN)/python benchmarks/render.py
 
 fmt: $(READY) ## put the code into its form

@@ -26,15 +26,24 @@ IN_README = (  # file, part of the figure's name
     ("recovery", "SIGSTOP -> first new step"),
     ("overhead", "calls in the rank"),
 )
-ORDER = ("detection", "campaign", "recovery", "overhead", "anatomy")
+ORDER = (
+    "detection",
+    "campaign",
+    "recovery",
+    "checkpoint",
+    "checkpoint_campaign",
+    "store_throughput",
+    "overhead",
+    "anatomy",
+)
 INTRODUCTION = """# Figures
 
-Made by `make bench` (the campaign in full length by `make bench-faults`) and rendered from the files in
-[benchmarks/results](../benchmarks/results) by `python benchmarks/render.py`; nothing here is written by hand. Less is
-better. "Ours" is the quantile that the target is set for; p50, p90, p99 and n show the spread. Peers run the same
-trainer (or the closest that their interface allows) and meet the same faults, on the same machine, in the same run;
-the factor in brackets is theirs over ours. A target that is missed says "no", a figure whose feature is not there yet
-says so.
+Made by `make bench` (the campaigns in full length by `make bench-faults` and `make bench-checkpoints`) and rendered
+from the files in [benchmarks/results](../benchmarks/results) by `python benchmarks/render.py`; nothing here is written
+by hand. Less is better. "Ours" is the quantile that the target is set for; p50, p90, p99 and n show the spread. Peers
+run the same trainer (or the closest that their interface allows) and meet the same faults, on the same machine, in the
+same run; the factor in brackets is theirs over ours. A target that is missed says "no", a figure whose feature is not
+there yet says so.
 """
 
 
@@ -95,6 +104,8 @@ def _section(name: str, facts: Mapping[str, Any]) -> str:
         parts += [_table(_headings(rows), [cells(each, peer_names(rows)) for each in rows]), *_notes(rows)]
     if "confusion" in facts:
         parts.append(confusion_table(facts["confusion"]))
+    if "counts" in facts:
+        parts.append(counts_table(facts["counts"]))
     if "parts" in facts:
         parts.append(parts_table(facts["parts"]))
     if "picture" in facts:
@@ -124,6 +135,13 @@ def confusion_table(confusion: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     told = "Kind injected (down) by kind of incident and ranks named (across):\n\n"
     return told + _table(["injected", "right would be", "exact", *words], body)
+
+
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """By kind of fault, how often each thing came of it."""
+    words = list(dict.fromkeys(word for line in counts.values() for word in line))
+    body = [[kind, *(str(line.get(word, "")) for word in words)] for kind, line in sorted(counts.items())]
+    return "By kind of fault:\n\n" + _table(["", *words], body)
 
 
 def parts_table(parts: Mapping[str, Mapping[str, float]]) -> str:

@@ -14,23 +14,28 @@ from figures import Row, not_built, row
 from s3 import ministack
 from saving_gang import SavingGang, a_saving_gang
 
-INTERVAL_STEPS = 60
-MOST_SECONDS = 1.5  # the moment of the loss, drawn from as much
+INTERVAL_STEPS = 20
+STEP_SECONDS = 0.1
+MOST_SECONDS = 3.0  # the moment of the loss, drawn from as much
 
 
 async def rows(rounds: int, tell: Callable[[], object]) -> list[Row]:
     """The three figures: the worst of so many losses each."""
     with tempfile.TemporaryDirectory(prefix="mb-", ignore_cleanup_errors=True) as folder, ministack(Path(folder)) as s3:
         (Path(folder) / "a").mkdir()
-        async with a_saving_gang(Path(folder) / "a", s3, prefix="a", workers=1, ranks=2) as gang:
+        async with a_saving_gang(
+            Path(folder) / "a", s3, prefix="a", workers=1, ranks=2, pace_seconds=STEP_SECONDS
+        ) as gang:
             rank = [await lost(gang, n, lambda: gang.kill(gang.pid_of(1)), tell, in_memory=True) for n in range(rounds)]
         (Path(folder) / "b").mkdir()
-        async with a_saving_gang(Path(folder) / "b", s3, prefix="b", workers=2, ranks=1) as gang:
+        async with a_saving_gang(
+            Path(folder) / "b", s3, prefix="b", workers=2, ranks=1, pace_seconds=STEP_SECONDS
+        ) as gang:
             worker = None
             if all(view.heartbeat and view.heartbeat.saver_port for view in gang.views()):
                 worker = [await lost(gang, n, lambda: gang.kill_agent(1), tell, in_memory=True) for n in range(rounds)]
             everybody = [await lost(gang, n, lambda: _all(gang), tell, in_memory=False) for n in range(rounds)]
-    what = f"a save every {INTERVAL_STEPS} steps, a snapshot in memory every step"
+    what = f"steps of {STEP_SECONDS:g} s, a save every {INTERVAL_STEPS} steps, a snapshot in memory every step"
     figure = "steps lost: a worker is lost, its snapshots are with its peer"
     return [
         row("steps lost: a rank is killed", rank, 1.0, unit="", of=1.0, note=f"worst; {what}"),

@@ -74,6 +74,7 @@ class SavingGang:
         self.agents: dict[int, AgentProcess] = {}
         self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
         self.save_every_steps = SAVE_EVERY_STEPS
+        self.pace_seconds = 0.01  # of a step, beside its work; counts for agents that are yet to be started
         self.memory_interval_steps: int | None = None
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
@@ -201,6 +202,8 @@ class SavingGang:
     async def launch(self, *, in_memory: bool) -> None:
         """The next attempt, from what mend says it may start from; agents that were killed are made anew."""
         await self._until(self._are_all_ready, "agents with a store and standbys", while_all_live=False)
+        began = time.monotonic()  # what workers hold is no news: as a controller does, each is heard once more
+        await self._until(lambda: self._are_heard_since(began), "a heartbeat of every agent", while_all_live=False)
         history, attempt = self.history(), self.attempt + 1
         least = floor(history, await asyncio.to_thread(self.commits), attempt, self.damaged)
         if least is not None:
@@ -367,6 +370,9 @@ class SavingGang:
         able = [view for view, beat in beats if beat.store_port and beat.standbys_ready >= self.ranks_per_worker]
         return len(able) == self.workers
 
+    def _are_heard_since(self, began: float) -> bool:
+        return self._are_all_ready() and all(v.silent_seconds < time.monotonic() - began for v in self.views())
+
     def _start_missing_agents(self) -> None:
         for worker in range(self.workers):
             if worker not in self.agents or self.agents[worker].process.poll() is not None:
@@ -378,6 +384,7 @@ class SavingGang:
         keys = self._direct.credentials
         env = {
             "NOTES": str(self.notes_folder),
+            "PACE": str(self.pace_seconds),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
             "AWS_ACCESS_KEY_ID": keys.access_key_id or "",
@@ -397,11 +404,12 @@ class SavingGang:
 
 @contextlib.asynccontextmanager
 async def a_saving_gang(
-    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2
+    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2, pace_seconds: float = 0.01
 ) -> AsyncIterator[SavingGang]:
     """A gang that trains and has committed its first checkpoint. `folder` is there and empty."""
     with LyingProxy(direct) as proxy:
         gang = SavingGang(folder, direct, proxy, prefix, workers, ranks)
+        gang.pace_seconds = pace_seconds
         try:
             await gang.back(in_memory=False)
             yield gang

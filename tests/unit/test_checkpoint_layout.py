@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mend.manifest import Chunk, Manifest, StoredObject, TensorEntry
-from mend_trainer.checkpoint.arena import batches
+from mend_trainer.checkpoint.copying import batches
 from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
 from mend_trainer.checkpoint.fit import compare
 from mend_trainer.checkpoint.layout import Block, assign, blocks_of, leaves

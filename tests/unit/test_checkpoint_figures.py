@@ -1,0 +1,73 @@
+"""How the figures of checkpoints follow from what was measured, and the outcome of a campaign from its results."""
+
+from __future__ import annotations
+
+from checkpoint import gathered, ratios, restore_row, slowdown_row, stall_row
+from checkpoint_campaign import counts, rows
+from render import counts_table
+
+from saving_faults import plans
+from saving_injection import Result
+
+
+def lines(way: str, *seconds: float) -> list[dict[str, object]]:
+    """What a loop prints of one way."""
+    return [{"way": way, "seconds": each} for each in seconds]
+
+
+def test_a_stall_is_told_in_copies_of_its_own_round() -> None:
+    """Twice as slow a machine makes both twice as slow; a way that cannot be gone says why."""
+    printed = [
+        *lines("memcpy", 0.1, 0.2),
+        *lines("mend", 0.105, 0.21),
+        *lines("dcp.save", 1.0, 2.0),
+        {"way": "NVRx async", "why": "needs CUDA"},
+    ]
+    taken, missing = gathered(printed)
+    found = stall_row(400, [taken], missing)
+    assert (found.ours, found.met) == (1.05, True)
+    assert found.peers == {"dcp.save": 10.0, "NVRx async": "needs CUDA"}
+
+
+def test_processes_of_their_own_have_copies_of_their_own() -> None:
+    """Where not everything fits into memory, a peer is held against the copies that its own process made."""
+    mend, _ = gathered([*lines("memcpy", 0.1), *lines("mend", 0.2)])
+    peer, _ = gathered([*lines("memcpy", 0.4), *lines("torch.save", 0.8)])
+    found = stall_row(4000, [mend, peer], {})
+    assert (found.ours, found.met, found.peers) == (2.0, False, {"torch.save": 2.0})
+
+
+def test_steps_beside_a_save_are_held_against_steps_beside_a_copy() -> None:
+    """What an idle copy costs is nobody's fault; ways that stop the loop have no steps meanwhile."""
+    taken = {"bare": [[1.0, 1.0]], "copy": [[1.1, 1.1]], "mend": [[1.1, 1.144]], "dcp.async_save, thread": [[2.2, 2.2]]}
+    found = slowdown_row(taken, {})
+    assert found.ours == 2.0
+    assert found.met
+    assert found.peers["dcp.async_save, thread"] == 100.0
+    assert found.peers["torch.save"] == "no steps meanwhile"
+
+
+def test_a_restore_is_told_in_copies() -> None:
+    """1.6 copies are too many."""
+    taken, _ = gathered([*lines("memcpy", 0.1), *lines("mend", 0.16), *lines("dcp.load", 0.5)])
+    found = restore_row(100, taken)
+    assert (round(found.ours or 0, 3), found.met) == (1.6, False)
+    assert ratios([3.0], [2.0]) == [1.5]
+
+
+def test_one_broken_promise_misses_the_target() -> None:
+    """Kills are counted apart from other faults; what could not be done counts neither way."""
+    done = [Result(plan=plan, restored="memory:1") for plan in plans(1, 100)]
+    assert [each.met for each in rows(done)] == [True, True]
+    first = next(each for each in done if each.plan.kind.startswith("kill-"))
+    worse = [*done, Result(plan=first.plan, broken=("a wrong byte",))]
+    assert [each.ours for each in rows(worse)] == [1.0, 0.0]
+    assert rows([Result(plan=first.plan, skipped="needs a mount")])[0].met is False
+
+
+def test_the_page_shows_what_came_of_each_kind() -> None:
+    """By kind: how often, how often a promise was broken, and from where it was restored."""
+    plan = plans(1, 1)[0]
+    table = counts([Result(plan=plan, restored="memory:1"), Result(plan=plan, restored="s3://b/x", broken=("lost",))])
+    assert table[plan.kind] == {"done": 2, "broken": 1, "from memory": 1, "from the store": 1}
+    assert f"| {plan.kind} | 2 | 1 | 1 | 1 |" in counts_table(table)
