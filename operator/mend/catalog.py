@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import ClassVar, Final
 
@@ -19,6 +19,7 @@ from mend.protocol import (
     OWNER_KEY,
     PINNED_NAME,
     QUARANTINE_NAME,
+    TOKENIZERS_FOLDER,
     VERIFIED_NAME,
     CheckpointRef,
     Message,
@@ -39,7 +40,9 @@ _BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need n
 SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
 # What a prefix may hold before it is claimed: a run that no controller looked after may have saved there.
-_MENDS: Final = re.compile(rf"step-\d{{12}}/|{ANNOUNCEMENTS_FOLDER}/|{INCIDENTS_FOLDER}/|{OWNER_KEY}$|\.|lost\+found/")
+_MENDS: Final = re.compile(
+    rf"step-\d{{12}}/|({ANNOUNCEMENTS_FOLDER}|{INCIDENTS_FOLDER}|{TOKENIZERS_FOLDER})/|{OWNER_KEY}$|\.|lost\+found/"
+)
 _SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
 
 
@@ -161,19 +164,19 @@ class Catalog:
 
     def checkpoints(self) -> tuple[StoredCheckpoint, ...]:
         """All committed checkpoints by step; one request for a thousand folders and one per step."""
-        self._doubted = {}
+        doubted: dict[str, str] = {}  # its own: retention may list at the same time, in another thread
         found: list[StoredCheckpoint] = []
         read: dict[tuple[str, str], StoredCheckpoint] = {}
         for folder in self._store.list("step-", delimiter="/"):
             for save, entries in _by_save(self._store.list(folder.key)).items():
                 manifest = entries.get(MANIFEST_NAME)
-                known = self._read(save, manifest) if manifest else None
+                known = self._read(save, manifest, doubted) if manifest else None
                 if manifest and known:
                     read[manifest.key, manifest.etag] = known
                     found.append(_marked(known, entries))
-        self._known = read
-        if self._doubted and all(each.quarantined for each in found):
-            raise NotSigned(self._store.uri, self.passed_over)
+        self._known, self._doubted = read, doubted
+        if doubted and all(each.quarantined for each in found):
+            raise NotSigned(self._store.uri, _in_words(doubted))
         return _in_order(found)
 
     def prune(self, uris: Sequence[str]) -> tuple[str, ...]:
@@ -218,6 +221,8 @@ class Catalog:
         gone: list[str] = []
         for save in swept(attempt, saves):
             folder = self._folder(save.uri)
+            if self._is_other_by_now(folder, save):
+                continue
             if not save.committed:
                 try:
                     self._store.put_if_absent(f"{folder}/{MANIFEST_NAME}", SWEPT)
@@ -241,12 +246,16 @@ class Catalog:
         saves = _by_save(self._store.list("step-"))
         return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
 
+    def _is_other_by_now(self, folder: str, save: StoredSave) -> bool:
+        """Whether it was committed, pinned or deleted since everything was listed, which may take minutes."""
+        entries = _by_save(self._store.list(f"{folder}/")).get(folder)
+        now = _save(save.uri, entries) if entries else None
+        return now is None or (now.committed, now.pinned) != (save.committed, save.pinned)
+
     @property
     def passed_over(self) -> str:
         """Which checkpoints the key does not vouch for, in words; "" if there are none."""
-        count = len(self._doubted)
-        first = next(iter(self._doubted.items()), None)
-        return f"{count} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
+        return _in_words(dict(self._doubted))
 
     def keep_dossier(self, key: str, raw: bytes) -> None:
         """Write an incident's dossier, unless it is there, and delete all but the newest `KEPT_DOSSIERS`."""
@@ -282,7 +291,7 @@ class Catalog:
     def _beyond(self, announced: Iterable[str]) -> Iterator[str]:
         """Saves of steps beyond all of these, the highest first."""
         last = max(folder.partition("/")[0] for folder in announced)
-        steps = islice(self._store.list("step-", delimiter="/", after=f"{last}/~"), _PAGE)
+        steps = self._store.list("step-", delimiter="/", after=f"{last}/~")
         for step in sorted((step.key for step in steps if step.key > f"{last}/"), reverse=True):
             yield from sorted(_by_save(self._store.list(step)), reverse=True)
 
@@ -290,13 +299,14 @@ class Catalog:
         """The checkpoint in a folder; None if it is not committed, or passed over."""
         entries = _by_save(self._store.list(f"{save}/", after=f"{save}/{_BEFORE_MANIFEST}")).get(save, {})
         manifest = entries.get(MANIFEST_NAME)
-        known = self._read(save, manifest) if manifest else None
+        known = self._read(save, manifest, self._doubted) if manifest else None
         if manifest is None or known is None:
             return None
         self._known[manifest.key, manifest.etag] = known
+        self._doubted.pop(known.ref.uri, None)  # it has been signed since
         return _marked(known, entries)
 
-    def _read(self, save: str, entry: Entry) -> StoredCheckpoint | None:
+    def _read(self, save: str, entry: Entry, doubted: dict[str, str]) -> StoredCheckpoint | None:
         """The checkpoint of a manifest; a damaged one counts as quarantined, one that was just deleted as none."""
         if known := self._known.get((entry.key, entry.etag)):
             return known
@@ -305,7 +315,7 @@ class Catalog:
         except NotFound:
             return None
         except Untrusted as error:
-            self._doubted[f"{self._store.uri}/{save}"] = str(error)
+            doubted[f"{self._store.uri}/{save}"] = str(error)
             return None
 
     def _folder(self, uri: str) -> str:
@@ -333,6 +343,11 @@ def forgotten(
         and newest - each.begun_unix_seconds >= old_seconds
         and (int(save[3]) < attempt or save[1] in committed)
     ]
+
+
+def _in_words(doubted: Mapping[str, str]) -> str:
+    first = next(iter(doubted.items()), None)
+    return f"{len(doubted)} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
 
 
 def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:

@@ -120,7 +120,7 @@ def _told(work: Callable[[argparse.Namespace], int], options: argparse.Namespace
 # ---------------------------------------------------------------- finding
 def find(options: argparse.Namespace) -> Place:
     uri, endpoint, uid, status, run = options.source.rstrip("/"), options.endpoint, "", RunStatus(), ""
-    if "://" not in uri:
+    if "://" not in options.source:
         found = asyncio.run(_get_run(options))
         plan = found["spec"].get("checkpoint", {})
         uri, endpoint = plan.get("uri", "").rstrip("/"), endpoint or plan.get("endpoint")
@@ -215,7 +215,8 @@ def _list(options: argparse.Namespace) -> int:
     table = _table(
         ("STEP", "right"), ("ATTEMPT", "right"), ("AGE", "right"), ("SIZE", "right"), "VERIFIED", "PINNED", ""
     )
-    for each in reversed(there):
+    shown = chosen(place, there, None, every=True) if place.folder else there
+    for each in reversed(shown):
         notes = ["quarantined"] if each.quarantined else [] if each.ref.uri in line else ["off the lineage"]
         notes += ["the present attempt started here"] if (each.ref.attempt, each.ref.step) in started else []
         table.add_row(
@@ -230,6 +231,8 @@ def _list(options: argparse.Namespace) -> int:
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     if catalog.passed_over:
         print(f"mend: {catalog.passed_over}", file=sys.stderr)
+    if not there:
+        print(f"mend: {place.store.uri}: there is no committed checkpoint", file=sys.stderr)
     return 0
 
 
@@ -360,6 +363,8 @@ def _now(options: argparse.Namespace) -> int:
 
 
 async def _ask_for_save(options: argparse.Namespace) -> int:
+    if "/" in options.source:
+        raise Refused(f"{options.source!r}: expected the name of a TrainingRun; only a run can be asked for a save")
     client = await KubeClient.discover(options.kubeconfig)
     try:
         wish = uuid.uuid4().hex
@@ -372,20 +377,25 @@ async def _ask_for_save(options: argparse.Namespace) -> int:
         if not options.wait:
             print(f"asked for a checkpoint (wish {wish}); the run is {status.phase} at step {status.step}")
             return 0
-        return await _follow(client, options, wish)
+        return await _follow(client, options, wish, status.step)
     finally:
         await client.close()
 
 
-async def _follow(client: KubeClient, options: argparse.Namespace, wish: str) -> int:
-    """Until the wish is answered; 1 if nothing comes of it."""
+async def _follow(client: KubeClient, options: argparse.Namespace, wish: str, asked_step: int) -> int:
+    """Until the wish is answered; 1 if nothing comes of it.
+
+    What became of it is not seen where the interval has asked meanwhile: then the step of the checkpoint tells.
+    """
     give_up_at = time.monotonic() + options.timeout
     with _spinner() as say:
         while time.monotonic() < give_up_at:
             run = await client.get(TRAINING_RUNS, options.namespace, options.source)
             status = from_resource(run.get("status"))
             known = status.wish if status.wish is not None and status.wish.id == wish else None
-            if known is not None and (known.state is WishState.ANSWERED or known.by_interval) and status.checkpoint:
+            newer = status.checkpoint is not None and status.checkpoint.step >= asked_step
+            answered = known is not None and (newer if known.by_interval else known.state is WishState.ANSWERED)
+            if answered and status.checkpoint:
                 print(f"{status.checkpoint.uri}: step {status.checkpoint.step} is committed")
                 return 0
             if known is not None and known.state is WishState.GIVEN_UP:

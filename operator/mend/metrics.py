@@ -143,13 +143,13 @@ def _memory(field: str) -> Callable[[RunFacts], Samples]:
 
 
 def _to_the_store(field: str) -> Callable[[RunFacts], Samples]:
-    """What each worker has sent there in this attempt."""
+    """What each worker's saver has sent there."""
 
     def read(facts: RunFacts) -> Samples:
         for agent in facts.seen.agents:
             beat = agent.heartbeat
-            if beat is not None and beat.save is not None and beat.attempt == facts.status.attempt:
-                yield (str(agent.worker),), float(getattr(beat.save, field))
+            if beat is not None and beat.attempt == facts.status.attempt:
+                yield (str(agent.worker),), float(getattr(beat, field))
 
     return read
 
@@ -223,14 +223,14 @@ RUN_GAUGES: Final = (
     RunGauge("mend_checkpoint_skipped_saves", "Saves that were due while others were being written.", _save("skipped")),
     RunGauge(
         "mend_checkpoint_stored_bytes",
-        "Sent to the store by a worker in this attempt.",
+        "Sent to the store by a worker's saver since it began.",
         _to_the_store("stored_bytes"),
         ("worker",),
     ),
     RunGauge(
         "mend_checkpoint_requests",
-        "Requests to the store by a worker in this attempt.",
-        _to_the_store("requests"),
+        "Requests to the store by a worker's saver since it began.",
+        _to_the_store("store_requests"),
         ("worker",),
     ),
     RunGauge(

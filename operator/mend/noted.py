@@ -55,12 +55,15 @@ def _by_this_clock(status: RunStatus, now: float) -> RunStatus:
     def past(at: float | None) -> float | None:
         return at if at is None else min(at, now)
 
+    wish = status.wish
     return replace(
         status,
         attempt_started_at=past(status.attempt_started_at),
         accounted_at=past(status.accounted_at),
         finished_at=past(status.finished_at),
         reported_at=min(status.reported_at, now),
+        swept_at=past(status.swept_at),
+        wish=replace(wish, asked_at=min(wish.asked_at, now), told_at=min(wish.told_at, now)) if wish else None,
     )
 
 

@@ -235,8 +235,7 @@ class SaveReport(Message, frozen=True, kw_only=True):
     failures: int = 0  # saves that failed since the last that worked
     error: str = ""  # why the last one failed
     skipped: int = 0  # saves that were due while the one before was still being written
-    requests: int = 0  # to the store, by this worker in this attempt
-    stored_bytes: int = 0  # sent to the store, likewise
+    begun_step: int = -1  # of the last save that was begun, whatever came of it; -1: none, or an older agent
 
 
 class MemoryReport(Message, frozen=True, kw_only=True):
@@ -263,6 +262,8 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     held: tuple[Held, ...] = ()
     saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
+    store_requests: int = 0  # to the store, by this worker's saver since it began
+    stored_bytes: int = 0  # sent to the store, likewise
     terminating: bool = False  # SIGTERM was received
 
 
@@ -356,7 +357,6 @@ class CheckpointPlan(Message, frozen=True, kw_only=True):
     memory_interval_steps: int | None = None  # snapshots beside those that are saved: every so many steps
     peer_bytes_per_second: int = 0  # how fast snapshots are copied to the buddy at most; 0: as fast as it goes
     verify: bool = False  # read each checkpoint back, once it is committed
-    requests_per_second: int = 0  # to the store, by each worker at most; 0: as many as it takes
 
 
 class Launch(Message, frozen=True, kw_only=True, tag_field="type", tag="launch"):
@@ -508,6 +508,7 @@ VERIFIED_NAME: Final = "verified.json"  # all that lies in the save's folder was
 PINNED_NAME: Final = "pinned.json"  # retention leaves the save alone
 INCIDENTS_FOLDER: Final = "incidents"
 ANNOUNCEMENTS_FOLDER: Final = "newest"
+TOKENIZERS_FOLDER: Final = "tokenizers"  # their files, for exports, by the digests of their bytes
 MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 

@@ -24,6 +24,7 @@ from mend.protocol import (
     ENV_RUN_UID,
     ENV_SIGNING_KEY,
     ENV_STORE_AUTHORITY,
+    ENV_STORE_REQUESTS,
     ENV_TLS_PEM,
     ENV_TOKEN,
     ENV_WORKER,
@@ -165,6 +166,8 @@ def _agent_env(spec: Spec, seen: Observation, index: int, grace_seconds: int) ->
         ENV_HEARTBEAT_SECONDS: f"{spec.health.heartbeat_seconds:g}",
         ENV_GRACE_SECONDS: str(grace_seconds),
     }
+    if spec.checkpoint.requests_per_second:
+        plain[ENV_STORE_REQUESTS] = str(spec.checkpoint.requests_per_second)
     secrets = {
         ENV_TOKEN: (token_secret_name(seen.name), TOKEN_SECRET_KEY),
         ENV_TLS_PEM: (tls_secret_name(seen.name), TLS_SECRET_KEY),

@@ -12,10 +12,12 @@ from msgspec.structs import replace
 
 from mend.model import AnyAction, EmitEvent, Observation, RunStatus, SaveWish, SendSaveNow, WishState
 from mend.presence import gang_step
+from mend.protocol import SaveReport
 from mend.spec import Checkpointing
 
 TIMES: Final = 3
 AGAIN_SECONDS: Final = 30.0  # beyond what the last save took
+COMMIT_SECONDS: Final = 900.0  # for a save that was begun, and of which no failure is known: savers give up after that
 
 
 def saving(rules: Checkpointing, seen: Observation, status: RunStatus, now: float) -> tuple[RunStatus, list[AnyAction]]:
@@ -24,7 +26,7 @@ def saving(rules: Checkpointing, seen: Observation, status: RunStatus, now: floa
     if wish is None or wish.state is not WishState.OPEN:
         return replace(status, wish=wish), []
     is_told = wish.attempt == status.attempt and wish.times > 0
-    if is_told and now - wish.told_at < _patience(status):
+    if is_told and now - wish.told_at < _patience(seen, wish):
         return replace(status, wish=wish), []
     if is_told and wish.times >= TIMES:
         return _given_up(status, wish)
@@ -68,15 +70,28 @@ def _known_already(wish: SaveWish, seen: Observation) -> SaveWish:
 def _is_due(rules: Checkpointing, seen: Observation, wish: SaveWish | None, now: float) -> bool:
     """Whether the interval has gone by since the last save, the last order for one, and the start of the attempt."""
     status = seen.status
+    ordered = max(wish.asked_at, wish.told_at) if wish else 0.0
     chosen = status.interval.seconds if status.interval else rules.min_interval_seconds
     saved = status.checkpoint.committed_at if status.checkpoint else 0.0
-    since = max(saved, wish.asked_at if wish else 0.0, status.attempt_started_at or 0.0)
+    since = max(saved, ordered, status.attempt_started_at or 0.0)
     return now - since >= chosen
 
 
-def _patience(status: RunStatus) -> float:
-    commit = status.interval.commit_seconds if status.interval else None
-    return AGAIN_SECONDS + 2 * (commit or 0.0)
+def _patience(seen: Observation, wish: SaveWish) -> float:
+    """How long an order may bear nothing: another one, while a large state is on its way, would only stop the loop."""
+    save, interval = save_report(seen), seen.status.interval
+    if save is not None and save.begun_step >= wish.step and not save.failures:
+        return COMMIT_SECONDS
+    known = save.commit_seconds if save is not None and save.committed is not None else None
+    if known is None and interval is not None:
+        known = interval.commit_seconds  # of the attempt before
+    return AGAIN_SECONDS + 2 * (known or 0.0)
+
+
+def save_report(seen: Observation) -> SaveReport | None:
+    """How saving goes in this attempt; only rank 0's agent knows."""
+    beats = [seen.heartbeat_of(worker) for worker in seen.status.participants]
+    return next((beat.save for beat in beats if beat is not None and beat.save is not None), None)
 
 
 def _given_up(status: RunStatus, wish: SaveWish) -> tuple[RunStatus, list[AnyAction]]:

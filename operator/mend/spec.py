@@ -115,7 +115,6 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
             memory_interval_steps=self.memory.interval_steps,
             peer_bytes_per_second=self.memory.peer_bytes_per_second or 0,
             verify=self.verify,
-            requests_per_second=self.requests_per_second or 0,
         )
 
 

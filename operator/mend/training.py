@@ -24,10 +24,9 @@ from mend.model import (
 )
 from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
 from mend.presence import gone, is_ready
-from mend.protocol import SaveReport
 from mend.records import closed
 from mend.restore import expendable
-from mend.saving import saving
+from mend.saving import save_report, saving
 from mend.scores import with_scores
 from mend.seats import seats
 from mend.snapshots import with_memory
@@ -65,23 +64,22 @@ def training(spec: Spec, seen: Observation, now: float) -> Decision:
             actions.append(SweepLeftovers(attempt=status.attempt))
             status = replace(status, swept_at=now)
         old = expendable(seen.uid, status, spec.checkpoint, seen.store.checkpoints)
-        if old and not seen.store.problem:
+        if old and not seen.store.problem and not _may_roll_back(spec, seen):
             actions.append(PruneCheckpoints(uris=tuple(each.ref.uri for each in old)))
     due = now - status.reported_at >= REPORT_SECONDS
     if due or status.phase is not before.phase:
         status = with_memory(spec, with_progress(account(status, now), seen), seen, now)
         status = replace(with_health(spec, status, seen, now), reported_at=now)
-        chosen = interval_in_force(spec.checkpoint, status, _save_report(seen))
+        chosen = interval_in_force(spec.checkpoint, status, save_report(seen))
         status = replace(status, interval=chosen, swept_at=now if status.swept_at is None else status.swept_at)
         actions += newly_slow(before, status)
     wake = min(seconds_until_diagnosis(spec, seen), max(0.05, REPORT_SECONDS - (now - status.reported_at)))
     return Decision(status=status, actions=tuple(actions), reason="training", wake_after=wake)
 
 
-def _save_report(seen: Observation) -> SaveReport | None:
-    """How saving goes in this attempt; only rank 0's agent knows."""
-    beats = [seen.heartbeat_of(worker) for worker in seen.status.participants]
-    return next((beat.save for beat in beats if beat is not None and beat.save is not None), None)
+def _may_roll_back(spec: Spec, seen: Observation) -> bool:
+    """Whether the loss is above its bound: until that is called a spike, or noise, what was saved before it is kept."""
+    return spec.health.loss_spike.roll_back and seen.losses is not None and seen.losses.above > 0
 
 
 def _has_stepped(spec: Spec, seen: Observation) -> bool:

@@ -91,6 +91,16 @@ def test_list_shows_what_there_is(store: Store, say: Say) -> None:
     assert shown[5, 1].endswith("880 B - -")
 
 
+def test_list_shows_one_checkpoint_by_its_uri_and_says_if_there_is_none(store: Store, say: Say) -> None:
+    """An empty table under a mistyped prefix would be taken for a run that has saved nothing."""
+    empty = say("list", store.uri)
+    assert (empty.code, rows(empty)) == (0, [])
+    assert "there is no committed checkpoint" in empty.err
+    folder = save(store, 5)
+    save(store, 6)
+    assert [row[0] for row in rows(say("list", f"{store.uri}/{folder}"))] == ["5"]
+
+
 def test_verify_reads_the_newest_and_notes_it(store: Store, say: Say) -> None:
     """By default the newest on the lineage, each of its objects in a row; the catalog then knows it as verified."""
     save(store, 5)
@@ -208,6 +218,8 @@ def test_with_a_key_what_is_not_signed_is_doubted_until_it_is(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (("list", "s3://"), "expected s3://BUCKET[/PREFIX] or file:///PATH"),
+        (("now", "s3://bucket/run"), "expected the name of a TrainingRun"),
         (("verify", "http://bucket/run"), "expected s3://BUCKET[/PREFIX] or file:///PATH"),
         (("verify", "file:///nowhere/at/all"), "there is no checkpoint"),
         (("sign", "file:///nowhere/at/all"), "give --signing-key FILE"),
@@ -293,7 +305,7 @@ def test_now_asks_and_leaves(asked: Asked, say: Say) -> None:
     assert asked.wish() != first
 
 
-@pytest.mark.parametrize("ending", ["answered", "given up", "finished"])
+@pytest.mark.parametrize("ending", ["answered", "given up", "finished", "overtaken"])
 def test_now_waits_for_what_becomes_of_it(asked: Asked, say: Say, ending: str) -> None:
     """A newer checkpoint, or that none was committed, or that the run has ended."""
     checkpoint = CheckpointStatus(step=12, attempt=1, uri="file:///x/step-12", committed_at=1.0)
@@ -309,6 +321,10 @@ def test_now_waits_for_what_becomes_of_it(asked: Asked, say: Say, ending: str) -
             case "given up":
                 done = msgspec.structs.replace(wish, state=WishState.GIVEN_UP, times=3)
                 asked.report(phase=RunPhase.RUNNING, step=90, wish=done)
+            case "overtaken":  # the wish was given up, and the interval asks: nothing newer has been committed
+                next_one = msgspec.structs.replace(wish, by_interval=True, times=0)
+                older = msgspec.structs.replace(checkpoint, step=10)
+                asked.report(phase=RunPhase.FAILED, step=90, wish=next_one, checkpoint=older)
             case _:
                 asked.report(phase=RunPhase.FAILED, step=12, wish=wish)
 
@@ -320,6 +336,7 @@ def test_now_waits_for_what_becomes_of_it(asked: Asked, say: Say, ending: str) -
         "answered": (0, "file:///x/step-12: step 12 is committed"),
         "given up": (1, "asked 3 times, and no checkpoint was committed"),
         "finished": (1, "the run has failed meanwhile"),
+        "overtaken": (1, "the run has failed meanwhile"),
     }
     code, words = expected[ending]
     assert said.code == code

@@ -12,11 +12,11 @@ from msgspec.structs import replace
 from kube_server import a_cluster
 from mend.catalog import Catalog, NotSigned, Owner
 from mend.kube.client import SECRETS
-from mend.manifest import MANIFEST_VERSION, signing_key
+from mend.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest, signing_key
 from mend.model import RunStatus, StoreView
 from mend.noted import noted
 from mend.prefixes import Prefixes
-from mend.protocol import MANIFEST_NAME, SIGNING_SECRET_KEY
+from mend.protocol import MANIFEST_NAME, SIGNING_SECRET_KEY, announcement_key
 from mend.spec import Checkpointing
 from mend.store import Store, open_store
 from stored_checkpoint import save
@@ -55,6 +55,43 @@ def test_a_run_does_not_begin_anew_because_nothing_is_signed(store: Store) -> No
         Catalog(store, key=KEY).checkpoints()
     view = Catalog(store, key=KEY).view(OWNER)
     assert (view.listed, view.problem_reason) == (False, "NotSigned")
+
+
+def test_what_two_listings_at_once_doubt_is_not_mixed_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retention lists from another thread: it takes nothing away from what keeps a launch from beginning anew."""
+    save(store, 5)
+    last = save(store, 6)
+    catalog = Catalog(store, key=KEY)
+    get, nested = store.get, []
+
+    def interrupted(key: str, *rest: object) -> bytes:
+        raw = get(key, *rest)  # type: ignore[arg-type]
+        if key.startswith(last) and not nested:
+            nested.append(key)
+            with pytest.raises(NotSigned):
+                catalog.checkpoints()
+            monkeypatch.setattr(store, "list", lambda *_, **__: iter(()))
+            catalog.checkpoints()  # as of a prefix that is empty: it doubts nothing
+        return raw
+
+    monkeypatch.setattr(store, "get", interrupted)
+    with pytest.raises(NotSigned, match="2 checkpoints are passed over"):
+        catalog.checkpoints()
+
+
+def test_a_checkpoint_that_was_signed_since_is_not_passed_over_any_more(store: Store) -> None:
+    """Also if only a part of the prefix is listed again."""
+    folder = save(store, 5)
+    save(store, 6, key=KEY)
+    catalog = Catalog(store, key=KEY)
+    assert len(catalog.checkpoints()) == 1
+    assert catalog.passed_over
+    store.put(
+        f"{folder}/{MANIFEST_NAME}", encode_manifest(decode_manifest(store.get(f"{folder}/{MANIFEST_NAME}")), KEY)
+    )
+    store.put(announcement_key(folder), b"")
+    assert [each.ref.step for each in catalog.newest(lambda found: len(found) == 2)[0]] == [5, 6]
+    assert not catalog.passed_over
 
 
 def test_an_empty_prefix_is_no_problem(store: Store) -> None:

@@ -103,6 +103,24 @@ def test_a_save_that_is_committed_at_the_last_moment_stays(store: FileStore, mon
     assert f"{store.uri}/{old}" in [each.ref.uri for each in catalog.checkpoints()]
 
 
+def test_where_conditions_are_ignored_a_commit_since_the_listing_is_seen_all_the_same(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fence would be written over the manifest there; and what was pinned meanwhile stays, too."""
+    aged(store, save(store, 9, attempt=2), 0)
+    old = aged(store, save(store, 4, attempt=1, committed=False), LEFTOVER_SECONDS + 1)
+    left_over = aged(store, save(store, 5, attempt=1, committed=False), LEFTOVER_SECONDS + 1)
+    catalog = Catalog(store)
+    listed = catalog.saves()
+    save(store, 4, attempt=1)
+    store.put(f"{left_over}/{PINNED_NAME}", b"{}")
+    monkeypatch.setattr(catalog, "saves", lambda: listed)
+    monkeypatch.setattr(store, "put_if_absent", store.put)
+    assert catalog.sweep(attempt=2) == ()
+    assert {old, left_over} <= left(store)
+    assert f"{store.uri}/{old}" in [each.ref.uri for each in catalog.checkpoints() if not each.quarantined]
+
+
 def test_a_sweep_that_was_cut_is_ended_by_the_next(store: FileStore) -> None:
     """What it has fenced is no checkpoint, and is swept again."""
     aged(store, save(store, 9, attempt=2), 0)

@@ -27,6 +27,7 @@ from mend.protocol import (
     Restored,
     SaveFailed,
     Skipped,
+    Staged,
 )
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Module, Program, Script, understand
@@ -44,7 +45,6 @@ from mend_trainer.ranks import Rank
 from mend_trainer.recorder import parse_dump
 from mend_trainer.reporting import Reporter
 from mend_trainer.runtime import RuntimeFolder
-from mend_trainer.savers import Holding
 from mend_trainer.settings import BadEnvironment, read_settings
 from mend_trainer.starting import rank_environment
 from mend_trainer.storekeeper import StoreUnreachable, find_store
@@ -148,7 +148,7 @@ def test_a_commit_ends_the_count_of_failures() -> None:
     committed = Committed(checkpoint=REF, stall_seconds=0.1, commit_seconds=2.0, bytes=9)
     told = fold(fold(Told(), committed, 1.0), SaveFailed(step=5, error="disk full"), 2.0)
     told = fold(told, SaveFailed(step=6, error="disk full"), 3.0)
-    report = save_report(told, Holding(), 4.0)
+    report = save_report(told, 4.0)
     assert report is not None
     assert (report.failures, report.error, report.committed, report.committed_age_seconds) == (
         2,
@@ -156,7 +156,7 @@ def test_a_commit_ends_the_count_of_failures() -> None:
         REF,
         3.0,
     )
-    report = save_report(fold(told, committed, 5.0), Holding(), 5.0)
+    report = save_report(fold(told, committed, 5.0), 5.0)
     assert report is not None
     assert (report.failures, report.error) == (0, "")
 
@@ -166,15 +166,24 @@ def test_restored_and_quarantined_are_remembered_once() -> None:
     told = fold(Told(), Restored(checkpoint=REF), 0.0)
     for _ in range(2):
         told = fold(told, Quarantined(uri="s3://b/p/bad", reason="digest"), 0.0)
-    assert (told.restored, told.quarantined, save_report(told, Holding(), 0.0)) == (REF, ("s3://b/p/bad",), None)
+    assert (told.restored, told.quarantined, save_report(told, 0.0)) == (REF, ("s3://b/p/bad",), None)
 
 
 def test_skipped_saves_are_counted() -> None:
     """A save that could not begin is told with the health of saving, also before any has worked."""
     told = fold(fold(Told(), Skipped(step=4), 0.0), Skipped(step=9), 0.0)
-    report = save_report(told, Holding(stored_bytes=7), 0.0)
+    report = save_report(told, 0.0)
     assert report is not None
-    assert (report.skipped, report.stored_bytes, report.committed) == (2, 7, None)
+    assert (report.skipped, report.committed) == (2, None)
+
+
+def test_a_save_is_told_from_its_beginning() -> None:
+    """So that the controller does not ask for it again while it is written; what only stays in memory is none."""
+    told = fold(Told(), Staged(save_id="a", step=4, owed=True), 0.0)
+    report = save_report(fold(told, Staged(save_id="b", step=6, owed=False), 1.0), 1.0)
+    assert report is not None
+    assert (report.begun_step, report.committed) == (4, None)
+    assert save_report(fold(Told(), Staged(save_id="b", step=6, owed=False), 1.0), 1.0) is None
 
 
 def a_point(step: int) -> Point:

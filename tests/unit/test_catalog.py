@@ -163,6 +163,14 @@ def test_a_prefix_that_holds_something_else_is_refused(store: CountingStore) -> 
     assert store.get(OWNER_KEY) == b"not json"
 
 
+def test_what_a_run_without_a_controller_wrote_is_no_stranger(store: CountingStore) -> None:
+    """A prefix with saves, announcements, tokenizers and dossiers, and no owner, can still be claimed."""
+    for key in ("step-000000000001/000001-a/x", "newest/a", "tokenizers/d-tokenizer.json", "incidents/a.json"):
+        store.put(key, b"")
+    Catalog(store).claim(CLIO)
+    assert msgspec.json.decode(store.get(OWNER_KEY), type=Owner) == CLIO
+
+
 def test_problems_of_the_store_are_told_and_not_raised(tmp_path: Path) -> None:
     """A store that cannot be used shows in the view with its reason and remedy."""
     (tmp_path / "file").write_text("")

@@ -209,3 +209,16 @@ def test_only_what_nobody_will_end_is_forgotten() -> None:
     ]
     assert forgotten(2, saves, [*gone, *left]) == gone
     assert forgotten(2, [], [*gone, *left]) == []  # without an object of its own the store's clock is not known
+
+
+def test_any_number_of_saves_beyond_the_announced_ones_hides_none(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older trainer announced nothing, for more steps than a page holds: the newest of them comes first."""
+    monkeypatch.setattr("mend.store.files.os.fsync", lambda descriptor: None)
+    commit(store, 1, 5)
+    for step in range(10, 1015):
+        (store.root / checkpoint_key(step, 1, "a")).mkdir(parents=True)
+    commit(store, 1, 1014, announced=False)
+    found, _ = Catalog(store).newest(lambda found: bool(found))
+    assert names(found) == [(1, 1014)]

@@ -259,7 +259,9 @@ def test_snapshots_and_what_goes_to_the_store_are_shown() -> None:
                 agent_id="a",
                 state=AgentState.RUNNING,
                 sequence=1,
-                save=SaveReport(skipped=2, stored_bytes=1000 + worker, requests=10 + worker),
+                save=SaveReport(skipped=2) if worker == 0 else None,  # only rank 0 tells of saves
+                store_requests=10 + worker,
+                stored_bytes=1000 + worker,
             ),
         )
         for worker, attempt in ((0, 3), (1, 3), (2, 2))

@@ -140,6 +140,14 @@ def test_the_stores_authority_comes_with_its_credentials() -> None:
     assert found["valueFrom"] == {"secretKeyRef": {"name": "s3-keys", "key": "ca.crt", "optional": True}}
 
 
+def test_the_request_budget_reaches_every_process_that_opens_the_store() -> None:
+    """As the variable that `open_store` reads, in place of one in the template; without a budget there is none."""
+    for budget, given in ((None, []), (200, ["200"])):
+        pod = render.worker(replace(SPEC, checkpoint=replace(SPEC.checkpoint, requests_per_second=budget)), SEEN, 0, 1)
+        env = pod["spec"]["containers"][1]["env"]
+        assert [each["value"] for each in env if each["name"] == protocol.ENV_STORE_REQUESTS] == given
+
+
 def test_the_rest_of_the_template_is_left_alone() -> None:
     """Selectors, sidecars and grace are the user's; restarts are mend's. The spec itself is not written to."""
     before = copy.deepcopy(SPEC.workers.template)

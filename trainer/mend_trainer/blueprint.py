@@ -20,11 +20,10 @@ import msgspec
 import xxhash
 from torch import nn
 
-from mend.protocol import Message
+from mend.protocol import TOKENIZERS_FOLDER, Message
 from mend.store import NotFound, Store, StoreError
 
 BLUEPRINT: Final = "blueprint"  # its name among the values of a manifest
-_FOLDER: Final = "tokenizers"
 _FILES: Final = re.compile(
     r"(tokenizer|special_tokens|added_tokens|vocab|merges|chat_template)[\w-]*\.\w+|(spiece|sentencepiece)[\w.-]*\.model"
 )
@@ -131,7 +130,7 @@ def _fetch(store: Store, name: str, digest: str) -> bytes:
 
 
 def _key(name: str, digest: str) -> str:
-    return f"{_FOLDER}/{digest}-{name}"
+    return f"{TOKENIZERS_FOLDER}/{digest}-{name}"
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -232,6 +232,8 @@ class Gang:
                 self.curve.add(point)
                 return  # told at the next interval: a point is no news
             case Staged():
+                if rank.rank == 0:  # which speaks for all of what becomes of a save
+                    self.told = fold(self.told, report, time.monotonic())
                 self._tools.staged()
                 return  # told once the saver has it
             case Raised(error=error):

@@ -160,10 +160,12 @@ class Supervisor:
             store_port=self._standbys.store_port,
             restored=gang.told.restored if gang else None,
             quarantined=gang.told.quarantined if gang else (),
-            save=save_report(gang.told, self._holding, now) if gang else None,
+            save=save_report(gang.told, now) if gang else None,
             held=self._holding.held,
             saver_port=self._standbys.saver_port,
             memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
+            store_requests=self._holding.requests,
+            stored_bytes=self._holding.stored_bytes,
             terminating=self._terminating,
         )
 

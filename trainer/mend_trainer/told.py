@@ -28,7 +28,6 @@ from mend.protocol import (
     decode_report,
 )
 from mend_trainer.linepipe import LinePipe
-from mend_trainer.savers import Holding
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     error: str = ""
     skipped: int = 0
+    begun_step: int = -1
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
@@ -57,6 +57,8 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, failures=told.failures + 1, error=f"step {step}: {error}")
         case Skipped():
             return msgspec.structs.replace(told, skipped=told.skipped + 1)
+        case Staged(step=step, owed=True):
+            return msgspec.structs.replace(told, begun_step=step)
         case Restored(checkpoint=checkpoint):
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
@@ -65,17 +67,16 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return told
 
 
-def save_report(told: Told, holding: Holding, now: float) -> SaveReport | None:
-    """Health of saving as a heartbeat shows it; None while nothing was saved or failed to be."""
+def save_report(told: Told, now: float) -> SaveReport | None:
+    """Health of saving as a heartbeat shows it; None while no save was begun, or due."""
     report = SaveReport(
         failures=told.failures,
         error=told.error,
         skipped=told.skipped,
-        requests=holding.requests,
-        stored_bytes=holding.stored_bytes,
+        begun_step=told.begun_step,
     )
     if told.committed is None:
-        return report if told.failures or told.skipped else None
+        return report if told.failures or told.skipped or told.begun_step >= 0 else None
     return msgspec.structs.replace(
         report,
         committed=told.committed.checkpoint,
