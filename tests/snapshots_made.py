@@ -25,15 +25,17 @@ def a_snapshot(
     lengths: tuple[int, ...] = (1000, 70_000, 0, 5),
     world_size: int = 4,
     run_uid: str = RUN_UID,
+    digested: bool = True,
 ) -> Snapshot:
-    """A snapshot of blocks of these lengths, published and digested."""
+    """A snapshot of blocks of these lengths, published and, unless a saver is to do that, digested."""
     blocks = tuple(_block(number, length) for number, length in enumerate(lengths))
     draft = arena.begin(blocks)
     assert draft is not None
     for number, length in enumerate(lengths):
         draft.raw(number)[:] = some_bytes(length, rank=rank, attempt=attempt, step=step)
     snapshot = draft.publish(a_header(blocks, rank, attempt, step, world_size, run_uid), owed=False)
-    snapshot.add_digests([digest_of(draft.raw(number)) for number in range(len(blocks))])
+    if digested:
+        snapshot.add_digests([digest_of(draft.raw(number)) for number in range(len(blocks))])
     return snapshot
 
 

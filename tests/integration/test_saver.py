@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -19,9 +27,11 @@ from mend.store import open_store
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.checkpoint.links import OwnSaver, SaverLink
+from mend_trainer.savers import MESSAGE_BYTES, Guide, Holding, decode_said
 from mend_trainer.slots import arena_path
 from s3 import FaultyProxy, S3Server, ministack
 from saver_thread import with_store
+from snapshots_made import a_snapshot
 
 _SECONDS = 60.0
 SHARD = "__0_0.distcp"
@@ -132,6 +142,54 @@ def test_training_goes_on_while_the_saver_is_stopped(tmp_path: Path) -> None:
     os.kill(keeper.pid, signal.SIGCONT)
     assert keeper.checkpointer.wait(_SECONDS)
     assert sorted(report.checkpoint.step for report in keeper.reports if isinstance(report, Committed)) == [0, 1, 2]
+
+
+def test_a_saver_that_nobody_listens_to_is_not_held_up(tmp_path: Path) -> None:
+    """A rank without an agent reads nothing of what its saver tells: nothing piles up in the channel between them."""
+    keeper = Keeper(f"file://{tmp_path}/run")
+    assert keeper.save(1)
+    assert keeper.checkpointer.wait(_SECONDS)
+    assert keeper.save(2)
+    assert keeper.checkpointer.wait(_SECONDS)
+    assert keeper.saver is not None
+    assert keeper.saver._channel is not None
+    assert keeper.saver._channel.recv(1 << 16, socket.MSG_DONTWAIT) == b""
+    os.kill(keeper.pid, 0)
+
+
+def test_who_did_not_listen_for_a_while_is_told_what_is_held() -> None:
+    """An agent that was frozen while its channel was full hears of the newest snapshot, though nothing more happens."""
+    arena = Arena.create("own")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least that the kernel allows: a few messages
+    passed = theirs.fileno(), arena.descriptor
+    command = [sys.executable, "-m", "mend_trainer.checkpoint.saver", *map(str, passed)]
+    with subprocess.Popen(command, pass_fds=passed) as saver, ours:
+        theirs.close()
+        for step in range(8):
+            snapshot = a_snapshot(arena, step=step, digested=False)
+            until(lambda of=snapshot: of.digests is not None, "digested")
+        ours.send(msgspec.json.encode(Guide()))
+        until(lambda: not unread(ours), "done with the last look, and with telling of it")
+        assert newest_told(ours) == 7
+        ours.close()
+        assert saver.wait(_SECONDS) == 0
+
+
+def unread(channel: socket.socket) -> int:
+    """Bytes that were sent and that the other end has not read."""
+    return struct.unpack("i", fcntl.ioctl(channel, termios.TIOCOUTQ, bytes(4)))[0]
+
+
+def newest_told(channel: socket.socket) -> int:
+    """The step of the newest snapshot of which the saver tells, once it is that of the last or nothing more comes."""
+    channel.settimeout(10.0)
+    step = -1
+    with suppress(TimeoutError):
+        while step < 7:
+            said = decode_said(channel.recv(MESSAGE_BYTES))
+            step = max(held.step for held in said.held) if isinstance(said, Holding) and said.held else step
+    return step
 
 
 def test_what_a_store_that_is_away_is_owed_stays_until_it_is_back(proxy: FaultyProxy) -> None:

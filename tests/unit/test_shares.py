@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mend.manifest import decode_manifest
-from mend.protocol import MANIFEST_NAME, Committed, SaveFailed, share_name
-from mend.store import Data
+from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, Committed, SaveFailed, share_name
+from mend.store import Data, Unreachable
 from mend.store.files import FileStore
 from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.layout import blocks_of, local_tensors
@@ -188,6 +188,56 @@ def test_one_error_fails_all_and_leaves_nothing(failing: int, tmp_path: Path) ->
     assert names(stores[0]) == []
 
 
+class Deaf(Watched):
+    """A folder whose answer to the first share is lost after it was written."""
+
+    def __init__(self, root: Path, before: Callable[[str, str], None]) -> None:
+        super().__init__(root, before)
+        self._shares = 0
+        self.is_answered = threading.Event()
+
+    def put(self, key: str, data: Data) -> str:
+        """As the real one, but for the answer."""
+        etag = super().put(key, data)
+        if "share-" in key:
+            self._shares += 1
+            if self._shares == 1:
+                raise Unreachable(key, "the connection was closed", transient=True)
+            self.is_answered.set()
+        return etag
+
+
+def test_a_share_whose_answer_was_lost_is_put_again_as_it_was(tmp_path: Path) -> None:
+    """Others may have read it: a second try does not upload anew, and so come to another share."""
+    uploads: list[str] = []
+
+    def breaks_later(what: str, key: str) -> None:
+        if what == "put" and key.endswith(".distcp"):
+            uploads.append(key)
+            if len(uploads) > 1:
+                fails_to_write(what, key)
+
+    deaf = Deaf(tmp_path, breaks_later)
+
+    def after_that(what: str, key: str) -> None:
+        deaf.is_answered.wait(60.0)
+
+    outcomes = together(a_saving(Watched(tmp_path, after_that), a_snapshot(0)), a_saving(deaf, a_snapshot(1)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+
+
+def test_errors_of_many_ranks_fit_into_one_message(tmp_path: Path) -> None:
+    """Of a large world only the first are told, and how many more there are."""
+    store, saving = Watched(tmp_path), a_saving(Watched(tmp_path), a_snapshot(0, world=20))
+    key = f"{saving._folder}/{share_name(0)}"
+    for rank in range(1, 20):
+        store.put(key.replace(share_name(0), share_name(rank)), encode_share(Share(error="no space left")))
+    outcome = saving.run()
+    assert isinstance(outcome, SaveFailed)
+    assert outcome.error.count("no space left") == 8
+    assert outcome.error.endswith("; and 11 more")
+
+
 def test_a_peer_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -> None:
     """The wait ends with the ranks that are missing; object and share stay, and who comes last commits."""
     store = Watched(tmp_path)
@@ -210,6 +260,33 @@ def test_a_damaged_share_commits_nothing(tmp_path: Path) -> None:
     assert isinstance(outcome, SaveFailed)
     assert "a share was damaged" in outcome.error
     assert MANIFEST_NAME not in names(store)
+
+
+@pytest.mark.parametrize("forged", ["unsigned", "of another rank", "with another key"])
+def test_with_a_signing_key_a_share_of_a_stranger_commits_nothing(
+    forged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may only write to the bucket cannot have digests of bytes of their own signed with the manifest."""
+    monkeypatch.setenv(ENV_SIGNING_KEY, "f" * 64)
+    store = Watched(tmp_path)
+    late = a_saving(store, a_snapshot(1))
+    late._contribute()
+    place = f"{late._folder}/{share_name(1)}"
+    share = decode_share(store.get(place), place, late._signing_key)
+    key = None if forged == "unsigned" else b"guessed" if forged == "with another key" else late._signing_key
+    signed_for = place.replace(share_name(1), share_name(0)) if forged == "of another rank" else place
+    store.put(place, encode_share(share, signed_for, key))
+    outcome = a_saving(store, a_snapshot(0)).run()
+    assert isinstance(outcome, SaveFailed)
+    assert "the signature by this run's key" in outcome.error
+    assert MANIFEST_NAME not in names(store)
+
+
+def test_signed_shares_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All savers of a run have its key, and read what the others have signed."""
+    monkeypatch.setenv(ENV_SIGNING_KEY, "f" * 64)
+    outcomes = together(*(a_saving(Watched(tmp_path), a_snapshot(rank)) for rank in range(WORLD)))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
 
 
 def test_weights_that_stand_still_on_one_rank_only_are_saved(tmp_path: Path) -> None:

@@ -402,6 +402,10 @@ class Session(Generic[B]):
                 raise SystemExit(ExitCode.STORAGE) from error
             if restored is not None:
                 self._continue_from(restored, here)
+        if restored is None and self._step >= 0:
+            # Its peers would begin at step 0 with fresh weights. Only a new process can.
+            _log.error("nothing can be restored, and this rank, which rejoined after step %d, has trained", self._step)
+            raise SystemExit(ExitCode.STORAGE)
         if self.rank == 0:
             ref = restored.ref if restored else CheckpointRef(uri="", step=-1, attempt=launch.attempt)
             self._report(Restored(checkpoint=ref))

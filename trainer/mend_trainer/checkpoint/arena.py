@@ -20,7 +20,7 @@ import torch
 import xxhash
 
 from mend.protocol import Ancestor, Message
-from mend_trainer.checkpoint.copying import Room, copy_in, pin
+from mend_trainer.checkpoint.copying import Room, copy_in, pin, unpin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
 from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
 
@@ -193,7 +193,8 @@ class Arena:
         self._regions: dict[tuple[int, int], memoryview] = {}
         self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again
         self._rooms: dict[int, tuple[tuple[Block, ...], list[Room]]] = {}
-        self._pinned = False
+        self._pins = False
+        self._pinned_slots: set[int] = set()  # whose data is pinned as it is mapped
 
     @classmethod
     def create(cls, name: str) -> Arena:
@@ -222,7 +223,7 @@ class Arena:
 
     def prepare(self, blocks: Sequence[Block], *, pinned: bool = False) -> None:
         """Allocate and touch what two snapshots need: the page faults of first touch cost ten times a copy."""
-        self._pinned = pinned
+        self._pins = pinned
         for slot in range(SLOTS):
             self.view(slot, _DATA, _ends(blocks)[1])
 
@@ -253,10 +254,14 @@ class Arena:
                 flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if touch else 0),
                 offset=region_start(slot, region),
             )
-            mapped = self._regions[slot, region] = memoryview(memory)
+            before, mapped = mapped, memoryview(memory)
+            self._regions[slot, region] = mapped
             self._rooms.pop(slot, None)
-            if self._pinned and region == _DATA:
-                pin(mapped)
+            if region == _DATA and slot in self._pinned_slots and before is not None:
+                self._pinned_slots.remove(slot)
+                unpin(before)
+            if region == _DATA and self._pins and pin(mapped):
+                self._pinned_slots.add(slot)
         return mapped[:length]
 
     def _oldest_free(self, keep: int | None = None) -> int | None:

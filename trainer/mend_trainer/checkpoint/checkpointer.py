@@ -101,7 +101,8 @@ class Checkpointer:
         self.arena = self.agents_arena or Arena.create(f"rank-{self.agreeing.rank}")
         self._saver = saver(self.arena) if saver else AgentsSaver(report) if self.agents_arena else OwnSaver(self.arena)
         self._pending: list[Snapshot] = []
-        self._last_failed = False
+        self._last_heard = 0  # sequence of the newest whose outcome is known
+        self._last_failed = False  # that one
         self._is_skipping = False
         self._stall_seconds = 0.0
 
@@ -142,6 +143,7 @@ class Checkpointer:
         self._hear()
         save_id = self._agree_to_start(step, state, may_wait=not owed)
         draft = self.arena.begin(self._blocks) if save_id else None
+        self._hear()  # of the snapshot in whose place the draft is: settled while ranks agreed, and gone with the next
         if draft is None:
             if owed and not self._is_skipping:
                 self._is_skipping = True  # what is made up for later counts once
@@ -238,13 +240,18 @@ class Checkpointer:
         return assign(held)[self.agreeing.rank]
 
     def _hear(self) -> None:
-        """Take in what has come of the saves before."""
-        while self._pending and (said := self._pending[0].outcome) is not None:
-            self._pending.pop(0)
+        """Take in what has come of the saves before; a later one may be done first."""
+        waiting = []
+        for snapshot in self._pending:
+            if (said := snapshot.outcome) is None:
+                waiting.append(snapshot)
+                continue
             outcome = msgspec.json.decode(said, type=Committed | SaveFailed)
-            self._last_failed = isinstance(outcome, SaveFailed)
+            if snapshot.sequence > self._last_heard:
+                self._last_heard, self._last_failed = snapshot.sequence, isinstance(outcome, SaveFailed)
             if not self._saver.tells_agent:
                 self._tell(outcome)
+        self._pending = waiting
 
     def _tell(self, report: Report) -> None:
         if self.agreeing.rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ class Room(NamedTuple):
 @torch.no_grad()
 def copy_in(rooms: Sequence[Room], tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy the tensors of the rooms' names into them; back when every byte is there."""
-    on_gpu = False
+    gpus: set[torch.device] = set()
     moves: list[_Move] = []
     for room in rooms:
         tensor = tensors[room.name]
@@ -39,12 +40,12 @@ def copy_in(rooms: Sequence[Room], tensors: Mapping[str, torch.Tensor]) -> None:
         if is_plain_memory(tensor):
             moves.append((room.address, tensor.data_ptr(), room.bytes))
         else:
-            on_gpu |= tensor.is_cuda
-            room.typed.copy_(tensor, non_blocking=True)
+            gpus |= {tensor.device} if tensor.is_cuda else set()
+            room.typed.copy_(tensor, non_blocking=tensor.is_cuda)
     # Not copy_: its OpenMP team meets at a barrier for every tensor, ten times slower on a busy machine.
     each(_copy, list(batches(moves)), min(_MOST_WORKERS, torch.get_num_threads()))
-    if on_gpu:
-        torch.cuda.synchronize()
+    for gpu in gpus:  # a rank may have its layers on several
+        torch.cuda.synchronize(gpu)
 
 
 def batches(moves: Iterable[_Move]) -> Iterator[list[_Move]]:
@@ -72,11 +73,23 @@ def address_of(memory: memoryview) -> int:
 
 def pin(memory: memoryview) -> bool:
     """Let the GPU copy into this memory by itself; where CUDA refuses, copies go by way of its own buffers."""
-    address = address_of(memory)
-    code = int(torch.cuda.cudart().cudaHostRegister(address, memory.nbytes, 0))  # type: ignore[no-untyped-call]
+    code = int(torch.cuda.cudart().cudaHostRegister(address_of(memory), memory.nbytes, 0))  # type: ignore[no-untyped-call]
     if code:
         _log.warning("CUDA cannot pin the arena (error %d): saves copy at about half the speed", code)
+        _take_error()
     return not code
+
+
+def unpin(memory: memoryview) -> None:
+    """Before it is mapped no longer: what is mapped at its address next could not be pinned."""
+    if int(torch.cuda.cudart().cudaHostUnregister(address_of(memory))):  # type: ignore[no-untyped-call]
+        _take_error()
+
+
+def _take_error() -> None:
+    """CUDA keeps the last error for whoever asks next: the first kernel of the training would be blamed for it."""
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
 
 
 def _copy(moves: Sequence[_Move]) -> None:

@@ -90,6 +90,7 @@ class OwnSaver:
             _log.warning("the saver ended (%d) and is started again", self._process.returncode)
         self.close()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.shutdown(socket.SHUT_RD)  # the arena says it all: a full channel would hold the saver up
         descriptors = theirs.fileno(), self._arena.descriptor
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mend_trainer.checkpoint.saver", *map(str, descriptors)],

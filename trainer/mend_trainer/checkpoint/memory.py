@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.sources import Sheet, Source, data_name, sheet_key, sheet_of
 from mend_trainer.checkpoint.writer import Written
 
+_log = logging.getLogger(__name__)
 Connect = Callable[[Sequence[Holder]], Source | None]  # to the memory of other workers; None: it cannot be read
 
 
@@ -40,8 +42,13 @@ class Memory:
 
     @classmethod
     def of_this_worker(cls, own: Arena, holders: Sequence[Holder], others: Source | None) -> Memory:
-        """With all arenas that the agent has named, and the rank's own."""
-        return cls([own] if not (paths := _paths()) else [Arena.attach(path) for path in paths], holders, others)
+        """With all arenas that the agent has named; with the rank's own where these cannot be opened."""
+        try:
+            arenas = [Arena.attach(path) for path in _paths()] or [own]
+        except OSError as error:  # the agent is gone, or another user's
+            _log.warning("the agent's shared memory cannot be opened (%s): nothing is restored from it", error)
+            arenas = [own]
+        return cls(arenas, holders, others)
 
     def manifest(self, gang: Gang, save_id: str) -> Manifest:
         """Find the snapshots of that save, with all ranks of the gang; raises `NotHad` on all of them alike."""
@@ -102,9 +109,15 @@ class Memory:
 
 
 def bytes_present(own: Arena) -> int:
-    """What all arenas of this worker take of its memory now."""
-    places: list[int | str] = [*_paths()] or [own.descriptor]
-    return sum(os.stat(place).st_blocks * 512 for place in places)  # noqa: PTH116 - or a descriptor
+    """What all arenas of this worker take of its memory now; the rank's own, where the others cannot be seen."""
+    try:
+        return sum(_bytes_of(path) for path in _paths()) or _bytes_of(own.descriptor)
+    except OSError:
+        return _bytes_of(own.descriptor)
+
+
+def _bytes_of(place: str | int) -> int:
+    return os.stat(place).st_blocks * 512  # noqa: PTH116 - or a descriptor
 
 
 def _paths() -> list[str]:

@@ -57,12 +57,16 @@ class _FitFound(Message, frozen=True, kw_only=True):
 
 
 class _Rejected(Exception):
-    """This candidate cannot be had; `mark` says whether it is to be marked, so that nobody tries it again."""
+    """This candidate cannot be had; `mark` says whether it is to be marked, so that nobody tries it again.
 
-    def __init__(self, reason: str, *, mark: bool) -> None:
+    `begun`: the tensors of some rank may hold parts of it already.
+    """
+
+    def __init__(self, reason: str, *, mark: bool, begun: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.mark = mark
+        self.begun = begun
 
 
 def restore(
@@ -78,6 +82,7 @@ def restore(
     """As `Checkpointer.restore`, of at least one candidate."""
     tensors = {".".join(path): leaf for path, leaf in leaves(state)}
     rejections: list[str] = []
+    has_begun = False
     for ref in candidates:
         try:
             if ref.save_in_memory:
@@ -85,6 +90,7 @@ def restore(
             return _restore_one(gang, store, ref, tensors, mark, key)
         except _Rejected as rejected:
             rejections.append(f"{ref.uri}: {rejected.reason}")
+            has_begun |= rejected.begun
             if ref.save_in_memory:  # it was never more than a hope: who said so may have died since
                 _log.warning("step %d is not restored from memory: %s", ref.step, rejected.reason)
                 continue
@@ -93,8 +99,8 @@ def restore(
                 if rejected.mark:
                     _mark(store, ref, rejected.reason)
                 report(Quarantined(uri=ref.uri, reason=rejected.reason))
-    if all(ref.save_in_memory for ref in candidates):
-        return None  # the run has no checkpoint yet
+    if all(ref.save_in_memory for ref in candidates) and not has_begun:
+        return None  # the run has no checkpoint yet, and the state is still the one to begin with
     raise CheckpointsUnreadable("no checkpoint can be restored: " + "; ".join(rejections))
 
 
@@ -224,10 +230,10 @@ def _agree_on(gang: Gang, ref: CheckpointRef, loaded: _Loaded) -> None:
     ranks = [msgspec.json.decode(said, type=_Loaded) for said in gang.gather(msgspec.json.encode(loaded))]
     for rank, found in enumerate(ranks):
         if found.corrupt:
-            raise _Rejected(f"{found.corrupt} (found by rank {rank})", mark=True)
+            raise _Rejected(f"{found.corrupt} (found by rank {rank})", mark=True, begun=True)
     for found in ranks:
         if found.failure and ref.save_in_memory:
-            raise _Rejected(str(found.failure.error()), mark=False)
+            raise _Rejected(str(found.failure.error()), mark=False, begun=True)
         if found.failure:
             raise found.failure.error()
 

@@ -5,7 +5,6 @@ It keeps nothing that its successor would need: the arenas say what is owed, the
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -71,6 +70,10 @@ class Saver:
             self._copy_newest(arena)
         self._resumes = False
         self._say_what_is_held()
+
+    def tell_anew(self) -> None:
+        """What was told last was not heard: what is held is told again at the next look."""
+        self._told = Holding()
 
     @property
     def is_busy(self) -> bool:
@@ -204,10 +207,15 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     os.nice(_NICENESS)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is owed is saved until nobody waits any longer
 
+    is_unheard = False
+
     def tell(said: Said) -> None:
-        with contextlib.suppress(OSError):  # nobody is there to hear it, or it does not listen: the arenas say it too
+        nonlocal is_unheard
+        try:
             select.select([], [channel], [], _TELL_SECONDS)
             channel.send(msgspec.json.encode(said), socket.MSG_DONTWAIT)
+        except OSError:  # nobody is there to hear it, or it does not listen: what came of a save is in the arenas too
+            is_unheard = True
 
     saver = Saver(arenas, tell, exchange=exchange)
     saver.look()
@@ -221,6 +229,9 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
                 exchange.follow(decode_guide(message))
         if exchange and exchange.news in heard:
             exchange.hear()
+        if is_unheard:
+            is_unheard = False
+            saver.tell_anew()
         saver.look()
     _let_go_of_output()
     saver.look()

@@ -25,6 +25,7 @@ from mend.protocol import (
     share_name,
 )
 from mend.store import AlreadyExists, NotFound, Store, StoreError
+from mend.store.parallel import each
 from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.commit import commit
 from mend_trainer.checkpoint.signing import key_of
@@ -33,7 +34,10 @@ from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share,
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
 _OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
 _TAKE_OVER_SECONDS: Final = 3.0  # after all shares are there
+_IN_TURN_SECONDS: Final = 0.05  # more for each rank: thousands would all read the shares of all
+_READERS: Final = 4  # at most, of the shares of all: a few are read faster without threads
 _AGAIN_SECONDS: Final = (1.0, 15.0)  # between two tries of a store that is away
+_MOST_TOLD: Final = 8  # ranks: what came of a save has to fit into one message
 _FAILURES: Final = (StoreError, OSError, RuntimeError, ValueError, MemoryError)
 
 _log = logging.getLogger(__name__)
@@ -61,18 +65,21 @@ class Saving:
     ) -> None:
         """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile.
 
-        `patience_seconds`: how long peers of which nothing new comes are waited for at least.
+        `patience_seconds`: how long peers of which nothing new comes are waited for at least. Raises ValueError for a
+        signing key that could be guessed.
         """
         header = snapshot.header
         self._store, self._snapshot, self._digests = store, snapshot, digests
         self._unchanged, self._resumed, self._complain = unchanged, resumed, complain
         self._patience_seconds = patience_seconds
         self._step, self._rank, self._world = header.origin.step, header.rank, header.world_size
+        self._signing_key = key_of(header.origin.run)
         self._folder = checkpoint_key(header.origin.step, header.origin.attempt, header.save_id)
         self._began = time.monotonic()
         self._deadline = self._began + header.save_seconds
         self._upload_seconds = 0.0
         self._own: Share | None = None
+        self._is_shared = False
 
     def run(self) -> Outcome:
         """Bring it to its end; never raises what a store or a snapshot can do to it."""
@@ -87,8 +94,8 @@ class Saving:
 
     def _share(self, listed: Mapping[str, int]) -> Sequence[Share]:
         """Contribute this rank's share and see to the commit; all shares."""
-        if self._own is None and share_name(self._rank) not in listed:
-            self._own = self._contribute()
+        if not self._is_shared and share_name(self._rank) not in listed:
+            self._contribute()
         if self._world > 1:
             return self._await_all()
         assert self._own is not None
@@ -96,15 +103,18 @@ class Saving:
         return [self._own]
 
     # ------------------------------------------------------------ the own part
-    def _contribute(self) -> Share:
-        own = self._upload()
-        if not self._snapshot.is_whole:
-            own = Share(error="its snapshot was replaced while it was uploaded")
-        own = msgspec.structs.replace(own, origin=self._origin())
+    def _contribute(self) -> None:
+        """Upload, and put the share; tried again, the very same one: an answer may be lost after it was written."""
+        if self._own is None:
+            own = self._upload()
+            if not self._snapshot.is_whole:
+                own = Share(error="its snapshot was replaced while it was uploaded")
+            self._own = msgspec.structs.replace(own, origin=self._origin())
         if self._world > 1:
-            self._store.put(self._key(share_name(self._rank)), encode_share(own))
+            place = self._key(share_name(self._rank))
+            self._store.put(place, encode_share(self._own, place, self._signing_key))
+        self._is_shared = True
         self._upload_seconds = time.monotonic() - self._began
-        return own
 
     def _upload(self) -> Share:
         try:
@@ -127,6 +137,7 @@ class Saving:
         names = {share_name(rank): rank for rank in range(self._world)}
         pause = _LOOK_SECONDS[0] if self._rank == 0 else _OTHERS_SECONDS
         patience = max(self._patience_seconds, 2 * self._upload_seconds)
+        take_over = _TAKE_OVER_SECONDS + _IN_TURN_SECONDS * self._rank
         seen: set[str] = set()
         news_at = complete_at = time.monotonic()
         while True:
@@ -141,7 +152,7 @@ class Saving:
                 seen |= shares
                 news_at = complete_at = now
             is_complete = len(shares) == self._world
-            if is_complete and (self._rank == 0 or now - complete_at > _TAKE_OVER_SECONDS):
+            if is_complete and (self._rank == 0 or now - complete_at > take_over):
                 return self._decide()
             if not is_complete and now - news_at > patience:
                 silent = sorted(names[name] for name in names.keys() - shares)
@@ -153,7 +164,7 @@ class Saving:
 
     def _decide(self) -> Sequence[Share]:
         try:
-            shares = [decode_share(self._store.get(self._key(share_name(rank)))) for rank in range(self._world)]
+            shares = each(self._read_share, range(self._world), min(_READERS, self._world // _READERS))
         except NotFound:  # another saver has just decided
             if self._is_there(MANIFEST_NAME):
                 return ()
@@ -164,20 +175,24 @@ class Saving:
         self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
         return shares
 
+    def _read_share(self, rank: int) -> Share:
+        place = self._key(share_name(rank))
+        return decode_share(self._store.get(place), place, self._signing_key)
+
     def _conclude(self, shares: Sequence[Share]) -> None:
         """Commit, or clean up and say why not."""
         failed = [f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error]
-        failed = failed or ([stale] if (stale := _stale(shares)) else [])
-        if failed:
+        why = "; ".join(failed[:_MOST_TOLD]) + (f"; and {len(failed) - _MOST_TOLD} more" * (len(failed) > _MOST_TOLD))
+        if why := why or _stale(shares):
             self._clean_up(shares)
-            raise _GivenUp("; ".join(failed))
+            raise _GivenUp(why)
         self._commit(shares)
 
     def _commit(self, shares: Sequence[Share]) -> None:
         origin = shares[0].origin
         assert origin is not None
         try:
-            commit(self._store, self._folder, origin, shares, key_of(origin.run))
+            commit(self._store, self._folder, origin, shares, self._signing_key)
         except AlreadyExists:  # by another saver, or by this one's predecessor
             _log.info("the save at step %d was committed already", self._step)
         except NotFound as error:
@@ -251,4 +266,4 @@ def _stale(shares: Sequence[Share]) -> str:
 
 
 def _some(ranks: Sequence[int]) -> str:
-    return ", ".join(str(rank) for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")
+    return ", ".join(str(rank) for rank in ranks[:_MOST_TOLD]) + (", ..." if len(ranks) > _MOST_TOLD else "")

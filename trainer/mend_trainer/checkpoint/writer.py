@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -46,21 +47,33 @@ class UnreadableShare(ValueError):
     """The bytes are no share, or not as they were written."""
 
 
-def encode_share(share: Share) -> bytes:
-    """The share as JSON behind its digest: what it says of the object goes into the manifest."""
+def encode_share(share: Share, place: str = "", key: bytes | None = None) -> bytes:
+    """The share as JSON behind its digest and, with a key, a signature: what it says goes into the manifest.
+
+    `place`, its key in the store, is signed too: a share belongs to one rank of one save.
+    """
     said = msgspec.json.encode(share)
-    return f"{digest_of(memoryview(said))}\n".encode() + said
+    return b"%s\n%s" % (_seal(said, place, key), said)
 
 
-def decode_share(raw: bytes) -> Share:
+def decode_share(raw: bytes, place: str = "", key: bytes | None = None) -> Share:
     """Raises `UnreadableShare`."""
-    digest, _, said = raw.partition(b"\n")
-    if digest_of(memoryview(said)).encode() != digest:
-        raise UnreadableShare("its bytes do not have the digest that it begins with")
+    seal, _, said = raw.partition(b"\n")
+    if not hmac.compare_digest(seal, _seal(said, place, key)):
+        by_whom = " and the signature by this run's key" if key is not None else ""
+        raise UnreadableShare(f"it does not begin with the digest of its bytes{by_whom}")
     try:
         return msgspec.json.decode(said, type=Share)
     except msgspec.MsgspecError as error:
         raise UnreadableShare(str(error)) from error
+
+
+def _seal(said: bytes, place: str, key: bytes | None) -> bytes:
+    digest = digest_of(memoryview(said))
+    if key is None:
+        return digest.encode()
+    signature = hmac.digest(key, b"mend: share\n%s\n%s" % (place.encode(), said), "sha256")
+    return f"{digest} {signature.hex()}".encode()
 
 
 def object_key(rank: int) -> str:
