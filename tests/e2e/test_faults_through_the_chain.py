@@ -37,7 +37,7 @@ def blamed(cluster: TrainingCluster, before: int) -> IncidentRecord:
 
 
 def test_a_killed_rank(cluster: TrainingCluster) -> None:
-    """SIGKILL: crashed, the fault of the machine rather than the user's, back in place, and nothing committed is lost."""
+    """SIGKILL: crashed, the fault of the machine rather than the user's, back in place with all that was committed."""
     before = cluster.training(NAME).status
     committed = cluster.until(NAME, lambda status: status.checkpoint is not None, "a checkpoint").checkpoint
     assert committed is not None
