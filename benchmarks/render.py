@@ -16,7 +16,7 @@ from figures import Row, cells, peer_names
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- figures: by benchmarks/render.py -->", "<!-- end of figures -->"
-IN_README = (  # file, part of the figure's name
+RECOVERIES = (  # file, part of the figure's name
     ("detection", "SIGKILL to a rank: the controller has the incident, p50"),
     ("detection", "kinds of hang, steps of 0.1 s: noticed, p99"),
     ("campaign", "verdict not exact"),
@@ -26,6 +26,16 @@ IN_README = (  # file, part of the figure's name
     ("recovery", "SIGSTOP -> first new step"),
     ("overhead", "calls in the rank"),
 )
+CHECKPOINTS = (
+    ("checkpoint", "stall of the loop per save"),
+    ("checkpoint", "steps beside a save"),
+    ("checkpoint", "restore from shared memory"),
+    ("checkpoint", "steps lost: a rank is killed"),
+    ("checkpoint", "steps lost: a worker is lost"),
+    ("checkpoint_campaign", "kills while saving or restoring"),
+    ("checkpoint_campaign", "other faults"),
+)
+IN_README = (RECOVERIES, CHECKPOINTS)  # a table each, for their peers are others
 ORDER = (
     "detection",
     "campaign",
@@ -73,23 +83,29 @@ def renewed(readme: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     _, ended, after = rest.partition(END)
     if not begun or not ended:
         raise ValueError(f"the README: expected the comments {BEGIN!r} and {END!r}, between which figures are put")
-    return f"{before}{BEGIN}\n{_short_table(results)}{END}{after}"
+    return f"{before}{BEGIN}\n{_short_tables(results)}{END}{after}"
 
 
-def _short_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+def _short_tables(results: Mapping[str, Mapping[str, Any]]) -> str:
+    return "\n".join(table for wanted in IN_README if (table := _short_table(wanted, results)))
+
+
+def _short_table(wanted: Sequence[tuple[str, str]], results: Mapping[str, Mapping[str, Any]]) -> str:
     found = []
-    for name, part in IN_README:
+    for name, part in wanted:
         rows = (Row(**each) for each in results.get(name, {}).get("rows", ()))
         found += [each for each in rows if part in each.figure][:1]
+    if not found:
+        return ""
     peers = peer_names(found)
     lines = [cells(each, peers) for each in found]
     table = _table(["", "mend", "target", *peers], [[line[0], line[1], line[6], *line[7:-1]] for line in lines])
-    return f"{table}\n{'; '.join(_where(results))}.\n"
+    used = {name: results[name] for name, _ in wanted if name in results}
+    return f"{table}\n{'; '.join(_where(used))}.\n"
 
 
-def _where(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """On which machines, and how busy with other things, the figures in the README were taken."""
-    used = {name: results[name] for name, _ in IN_README if name in results}
+def _where(used: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """On which machines, and how busy with other things, these figures were taken."""
     busy = ", ".join(f"{name} {each['load_at_start']:g}" for name, each in used.items() if "load_at_start" in each)
     machines = dict.fromkeys(each["machine"] for each in used.values())
     return [*machines, *([f"load when it began: {busy}"] if busy else [])]
