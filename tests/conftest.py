@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def no_saver_outlives_its_test() -> Iterator[None]:
+    """Savers in threads hold their arenas, of some ten descriptors each; a thousand would use up the process's."""
+    yield
+    if module := sys.modules.get("saver_thread"):
+        module.end_savers()

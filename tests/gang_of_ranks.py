@@ -66,7 +66,9 @@ def ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any) -> Ite
     try:
         for rank in range(world):
             ours, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_live, args=(work, rank, world, str(meeting), theirs, args))
+            process = _CONTEXT.Process(
+                target=_live, args=(work, rank, world, str(meeting), theirs, dict(os.environ), args)
+            )
             process.start()
             theirs.close()
             gang.append(Rank(rank, process, ours))
@@ -83,8 +85,15 @@ def run_ranks(world: int, folder: Path, work: Callable[..., Any], *args: Any) ->
 
 
 def _live(
-    work: Callable[..., Any], rank: int, world: int, meeting: str, pipe: Connection, args: tuple[Any, ...]
+    work: Callable[..., Any],
+    rank: int,
+    world: int,
+    meeting: str,
+    pipe: Connection,
+    environment: dict[str, str],
+    args: tuple[Any, ...],
 ) -> None:
+    os.environ.update(environment)  # the server of forks has that of the first test that needed it
     import torch
     import torch.distributed as dist
 

@@ -15,6 +15,7 @@ from mend_trainer.checkpoint.saver import Saver
 from mend_trainer.savers import Came, Holding, Said
 
 _LOOK_SECONDS = 0.01
+_LIVING: list[ThreadedSaver] = []
 
 
 class ThreadedSaver:
@@ -25,7 +26,9 @@ class ThreadedSaver:
     def __init__(self, arena: Arena, store: Store) -> None:
         self._saver = Saver([arena], lambda _: None, lambda uri, endpoint: store)
         self._news = threading.Event()
+        self._over = False
         threading.Thread(target=self._live, daemon=True).start()
+        _LIVING.append(self)
 
     def wake(self, staged: Staged) -> None:
         """Look again."""
@@ -37,9 +40,13 @@ class ThreadedSaver:
     def close(self) -> None:
         """What is owed is saved all the same."""
 
+    def end(self) -> None:
+        """No more looks: else its arena, with all its descriptors, would stay as long as the tests' process."""
+        self._over = True
+        self._news.set()
+
     def _live(self) -> None:
-        while True:
-            self._news.wait()
+        while self._news.wait() and not self._over:
             self._news.clear()
             self._saver.look()
 
@@ -83,6 +90,12 @@ class WorkersSaver:
         saver = Saver([Arena.attach(path) for path in self.arenas.own], self.said.append)
         while not self._over.wait(_LOOK_SECONDS):
             saver.look()
+
+
+def end_savers() -> None:
+    """End all savers that a test has started in threads."""
+    while _LIVING:
+        _LIVING.pop().end()
 
 
 def with_store(store: Store) -> Callable[[Arena], SaverLink]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from mend.protocol import (
     encode,
 )
 from mend.store import open_store
+from mend_trainer.polling import readable
 from mend_trainer.progress import PageReader, PageSnapshot, create_page
 from saver_thread import WorkersSaver
 
@@ -115,7 +115,7 @@ class TrainerRank:
 
     def is_gone(self, seconds: float = 0.0) -> bool:
         """Whether its process has ended."""
-        return bool(select.select([self._pidfd], [], [], seconds)[0])
+        return bool(readable([self._pidfd], seconds))
 
     def close(self) -> None:
         """Kill it if need be and let go of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +11,7 @@ from typing import Final
 import msgspec
 
 from mend.protocol import ENV_ATTEMPT, ENV_ORDERS_FD, Rejoin, decode_rejoin
+from mend_trainer.polling import readable
 
 _READ_BYTES: Final = 1 << 16
 
@@ -42,7 +42,7 @@ class Orders:
 
     def take(self, seconds: float) -> Rejoin | None:
         """The order, once; waits that long for one to come. One that was obeyed already does not count."""
-        if select.select([self._descriptor], [], [], 0.0)[0]:
+        if readable([self._descriptor], 0.0):
             self._take_in()  # whoever waits need not wait for the thread that listens
         with self._news:
             self._news.wait_for(lambda: self._order is not None, seconds)
@@ -50,13 +50,13 @@ class Orders:
         return order if order is not None and _is_new(order) else None
 
     def _listen(self) -> None:
-        while select.select([self._descriptor], [], [])[0] and self._take_in():
+        while readable([self._descriptor], None) and self._take_in():
             pass
 
     def _take_in(self) -> bool:
         """Hear what is in the pipe; False when nobody will write to it any more."""
         with self._reading:
-            if not select.select([self._descriptor], [], [], 0.0)[0]:
+            if not readable([self._descriptor], 0.0):
                 return True  # the other thread was quicker
             chunk = self._read()
             *lines, self._partial = (self._partial + chunk).split(b"\n")

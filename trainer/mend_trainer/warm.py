@@ -11,7 +11,6 @@ import gc
 import importlib
 import logging
 import os
-import select
 import socket
 import sys
 import time
@@ -25,6 +24,7 @@ from mend.protocol import ENV_RUN_UID, ExitCode, Message
 from mend.store.s3_client import descriptions
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
+from mend_trainer.polling import readable
 from mend_trainer.rank import become_rank, decode_post, leave, set_import_path
 from mend_trainer.storekeeper import keep_stores
 
@@ -111,7 +111,7 @@ def _serve(nursery: Nursery, channel: socket.socket) -> Callable[[], int]:
     if idle:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     _import(FIRST_IMPORTS)
-    while select.select([channel], [], [], 0)[0]:  # the keeper need not wait for all the rest
+    while readable([channel], 0.0):  # the keeper need not wait for all the rest
         if life := _give_birth(nursery, channel):
             return life
     warm = () if isinstance(nursery.command, Program) else (*IMPORTS, *preloads_of(nursery.command), *nursery.preload)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.copies.exchange import Exchange
 from mend_trainer.copies.shelf import held
+from mend_trainer.polling import is_writable, readable
 from mend_trainer.savers import MESSAGE_BYTES, Came, Holding, Said, decode_guide
 
 _LOOK_SECONDS: Final = 0.5  # a look without having been told: it costs microseconds
@@ -212,7 +212,7 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     def tell(said: Said) -> None:
         nonlocal is_unheard
         try:
-            select.select([], [channel], [], _TELL_SECONDS)
+            is_writable(channel, _TELL_SECONDS)
             channel.send(msgspec.json.encode(said), socket.MSG_DONTWAIT)
         except OSError:  # nobody is there to hear it, or it does not listen: what came of a save is in the arenas too
             is_unheard = True
@@ -221,8 +221,8 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     saver.look()
     ears: list[socket.socket | int] = [channel, exchange.news] if exchange else [channel]
     while True:
-        heard = select.select(ears, [], [], _LOOK_SECONDS)[0]
-        if channel in heard:
+        heard = readable(ears, _LOOK_SECONDS)
+        if channel.fileno() in heard:
             if not (message := _heard(channel)):
                 break
             if exchange:
@@ -236,7 +236,7 @@ def serve(channel: socket.socket, arenas: Sequence[Arena], exchange: Exchange | 
     _let_go_of_output()
     saver.look()
     while saver.is_busy:
-        select.select([], [], [], _LOOK_SECONDS)
+        time.sleep(_LOOK_SECONDS)
 
 
 def _heard(channel: socket.socket) -> bytes:
