@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Ranks, savers and arenas of one test after the other live in this process; many systems grant 1,024 descriptors at first.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
