@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-# Ranks, savers and arenas of one test after the other live in this process; many systems grant 1,024 descriptors at first.
-resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+# Ranks, savers and arenas of one test after the other live in this process; many systems grant 1,024 files at first.
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most != resource.RLIM_INFINITY else 65_536, most))
 
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
