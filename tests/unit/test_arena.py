@@ -128,7 +128,7 @@ def test_a_header_with_a_flipped_bit_is_none() -> None:
     assert Arena.attach(arena_path(arena.descriptor)).snapshots() == []
 
 
-def test_the_agent_can_ask_for_a_snapshot_to_be_saved() -> None:
+def test_the_agent_can_ask_for_the_newest_to_be_saved() -> None:
     """A snapshot that was to stay in memory becomes owed when asked for; one that was settled does not again."""
     arena = Arena.create("a")
     snapshot = take(arena, 1, owed=False)
@@ -138,19 +138,6 @@ def test_the_agent_can_ask_for_a_snapshot_to_be_saved() -> None:
     assert snapshot.is_owed
     snapshot.settle(b"done")
     assert not arena.words.ask()
-
-
-def test_ranks_that_died_in_the_middle_of_a_copy_owe_what_they_have_in_common() -> None:
-    """One rank has published step 2, the other was killed while it copied it: asked, both owe step 1."""
-    ahead, behind = Arena.create("ahead"), Arena.create("behind")
-    for arena in (ahead, behind):
-        take(arena, 1, owed=False)
-    take(ahead, 2, owed=False)
-    draw(behind, 2)
-    for arena in (ahead, behind):
-        assert arena.words.ask()
-    owed = [{each.header.origin.step for each in arena.snapshots() if each.is_owed} for arena in (ahead, behind)]
-    assert owed == [{1, 2}, {1}]
 
 
 def test_the_newest_checkpoint_is_told_in_one_word() -> None:

@@ -49,7 +49,7 @@ class Arenas:
         return any(words.is_in_debt for words in self.words)
 
     def ask(self) -> None:
-        """Have the snapshots of each place saved that are newer than what has been."""
+        """Have the newest snapshot of each place saved, if it has not been."""
         for words in self.words:
             words.ask()
 

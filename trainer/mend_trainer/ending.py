@@ -22,7 +22,7 @@ async def save_and_end(gang: Gang, seconds: float, arenas: Arenas, wake: Callabl
     """Ask for a save, wait for it to be committed, then end the ranks, all within `seconds`; whether it was saved.
 
     Ranks that are gone, or do not come to the end of their step within half of that time, cannot save any more: then
-    their snapshots are saved instead, as far as they are newer than what is committed.
+    the newest of their snapshots is saved instead, if it is not yet.
     """
     began = time.monotonic()
     deadline = began + seconds

@@ -101,14 +101,11 @@ class Words:
         return slot is not None and self.get(slot, SlotWord.COPIED) != self.get(slot, SlotWord.SEQUENCE)
 
     def ask(self) -> bool:
-        """Have what is newer than all that was committed saved; whether anything is owed now.
-
-        Both snapshots, since ranks that were killed in the middle of a copy have only the older one in common.
-        """
-        for slot in range(SLOTS):
+        """Have the newest snapshot saved, if it is newer than all that was committed; whether anything is owed now."""
+        slot = self.newest
+        if slot is not None and self.get(slot, SlotWord.REACHED) > self._words[ArenaWord.COMMITTED]:
             sequence = self.get(slot, SlotWord.SEQUENCE)
-            is_news = self.is_whole(slot) and self.get(slot, SlotWord.REACHED) > self._words[ArenaWord.COMMITTED]
-            if is_news and self.get(slot, SlotWord.OWED) != sequence:
+            if self.get(slot, SlotWord.OWED) != sequence:
                 self.put(slot, SlotWord.ASKED, sequence)
         return self.is_in_debt
 
