@@ -21,19 +21,19 @@ from typing import Any
 
 import pytest
 
-from agents_real import TOKEN, AgentProcess
+from agents_real import AgentProcess
+from gang_of_agents import RUN, GangOfAgents
 from injured_network import Network
 from memory_cgroup import limited_memory
-from mend.agents import AgentError, AgentPool, Target
+from mend.agents import AgentError
 from mend.diagnose import diagnose, seconds_until_diagnosis
 from mend.model import AgentView, Incident, Observation, PodPhase, RunPhase, RunStatus, WorkerPod
-from mend.protocol import AGENT_PORT, Gather, Launch, RankReport
+from mend.protocol import Gather, RankReport
 from mend.records import GATHER_SECONDS
 from mend.spec import Spec, parse_spec
 from waiting import eventually
 
 PROGRAMS = Path(__file__).parent / "programs"
-RUN = ("tests", "run")
 MEMORY_BYTES = 2 << 30  # of both workers of a gang on memory-bound ground
 WARM_STEPS = 12  # enough for the limit of a step to be learnt
 
@@ -47,30 +47,18 @@ class Ground(StrEnum):
     CLOCK = "a wall clock that can be set"
 
 
-class InjuredGang:
+class InjuredGang(GangOfAgents):
     """Agents and ranks to be injured, and the eyes of a controller upon them."""
 
     def __init__(self, folder: Path, workers: int, ranks: int, ground: Ground, spec: Spec) -> None:
-        self.folder, self.workers, self.ranks_per_worker, self.ground, self.spec = folder, workers, ranks, ground, spec
-        self.attempt = 0
-        self.agents: dict[int, AgentProcess] = {}
+        super().__init__(folder, workers, ranks)
+        self.ground, self.spec = ground, spec
         self.network: Network | None = None
         self.cgroup: Path | None = None
         self.faults = folder / "faults"
         self.faults.mkdir()
         self.clock_offset = folder / "clock-offset"
         self.clock_offset.write_bytes(bytes(struct.calcsize("q")))
-        self._news = asyncio.Event()
-        self._pool = AgentPool(on_news=lambda run: self._news.set())
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the gang."""
-        return self.workers * self.ranks_per_worker
-
-    def worker_of(self, rank: int) -> int:
-        """Who holds this rank."""
-        return rank // self.ranks_per_worker
 
     def ranks_of(self, worker: int) -> tuple[int, ...]:
         """What this worker holds."""
@@ -99,28 +87,12 @@ class InjuredGang:
     async def launch(self) -> None:
         """The next attempt, until every rank has made some steps; agents that were killed are made anew."""
         self.heal()
-        self._start_missing_agents()
-        await eventually(lambda: len(self._ready()) == self.workers, "agents with a store and standbys", 90)
-        self.attempt += 1
-        self._pool.fence(RUN, self.attempt)
-        master = self._pool.views(RUN)[0].heartbeat
-        assert master is not None
-        await asyncio.gather(*(self._launch_on(view, master.store_port) for view in self._pool.views(RUN)))
+        self.start_missing_agents()
+        await eventually(self.are_all_ready, "agents with a store and standbys", 90)
+        store_port = self.begin_attempt()
+        env = {"FAULTS": str(self.faults)} | ({"GLOO_SOCKET_IFNAME": "eth0"} if self.network else {})
+        await asyncio.gather(*(self.launch_on(view, store_port, env=env) for view in self.views()))
         await self.at_step(WARM_STEPS)
-
-    async def _launch_on(self, view: AgentView, store_port: int) -> None:
-        launch = Launch(
-            attempt=self.attempt,
-            world_size=self.world_size,
-            first_rank=self.ranks_per_worker * view.worker,
-            ranks=self.ranks_per_worker,
-            workers=self.workers,
-            master_addr=self.agents[0].host,
-            master_port=store_port,
-            run="/".join(RUN),
-            env={"FAULTS": str(self.faults)} | ({"GLOO_SOCKET_IFNAME": "eth0"} if self.network else {}),
-        )
-        await self._pool.send(RUN, view.worker, view.pod_uid, launch)
 
     def heal(self) -> None:
         """Take back what is wrong with the ground, and what was asked for and not yet done."""
@@ -139,21 +111,8 @@ class InjuredGang:
         ranks = self.ranks()
         return len(ranks) == self.world_size and min(rank.step for rank in ranks) >= step
 
-    def _ready(self) -> list[AgentView]:
-        views = self._pool.views(RUN)
-        beats = [(view, view.heartbeat) for view in views if view.connected and view.heartbeat is not None]
-        return [view for view, beat in beats if beat.store_port and beat.standbys_ready >= self.ranks_per_worker]
-
-    def _start_missing_agents(self) -> None:
-        for worker in range(self.workers):
-            if worker not in self.agents or self.agents[worker].process.poll() is not None:
-                self.agents[worker] = self._an_agent(worker)
-        self._pool.update(
-            RUN,
-            [Target(n, str(agent.pid), agent.host, AGENT_PORT, TOKEN) for n, agent in sorted(self.agents.items())],
-        )
-
-    def _an_agent(self, worker: int) -> AgentProcess:
+    def an_agent(self, worker: int) -> AgentProcess:
+        """On this gang's ground."""
         prefix: list[str] = []
         if self.cgroup is not None:
             prefix += ["sh", "-c", f'echo $$ > {self.cgroup}/cgroup.procs; exec "$@"', "sh"]
@@ -169,12 +128,6 @@ class InjuredGang:
             host=self.network.address(worker) if self.network is not None else "",
             prefix=prefix,
         )
-
-    async def close(self) -> None:
-        """All processes are gone."""
-        await self._pool.close()
-        for agent in self.agents.values():
-            agent.end()
 
     # ------------------------------------------------------------ seeing
     def observe(self) -> Observation:
@@ -199,9 +152,9 @@ class InjuredGang:
             created_at=0.0,
             status=RunStatus(phase=RunPhase.RUNNING, attempt=self.attempt, participants=tuple(range(self.workers))),
             pods=pods,
-            agents=self._pool.views(RUN),
-            evidence=self._pool.evidence(RUN),
-            step_times=self._pool.step_times(RUN),
+            agents=self.views(),
+            evidence=self.pool.evidence(RUN),
+            step_times=self.pool.step_times(RUN),
             has_service=True,
             has_token=True,
             has_tls=True,
@@ -223,9 +176,9 @@ class InjuredGang:
             if incident is not None and not incident.awaiting:
                 return incident
             assert time.monotonic() < deadline, f"no incident within {seconds:g} s; ranks: {self.ranks()}"
-            self._news.clear()
+            self.news.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(0.1, seconds_until_diagnosis(self.spec, seen)))
+                await asyncio.wait_for(self.news.wait(), min(0.1, seconds_until_diagnosis(self.spec, seen)))
         return None
 
     async def _gather(self) -> None:
@@ -235,9 +188,9 @@ class InjuredGang:
         async def ask(view: AgentView) -> None:
             with contextlib.suppress(AgentError, TimeoutError):
                 async with asyncio.timeout(GATHER_SECONDS):
-                    await self._pool.send(RUN, view.worker, view.pod_uid, order)
+                    await self.pool.send(RUN, view.worker, view.pod_uid, order)
 
-        await asyncio.gather(*(ask(view) for view in self._pool.views(RUN) if view.connected))
+        await asyncio.gather(*(ask(view) for view in self.views() if view.connected))
 
 
 @contextlib.asynccontextmanager

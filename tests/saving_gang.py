@@ -18,14 +18,14 @@ from typing import Any
 
 import xxhash
 
-from agents_real import TOKEN, AgentProcess, named
+from agents_real import AgentProcess, named
+from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
-from mend.agents import AgentError, AgentPool, Target
+from mend.agents import AgentError
 from mend.catalog import Catalog, Owner
 from mend.manifest import decode_manifest
 from mend.model import AgentView, RunStatus, StoredCheckpoint
 from mend.protocol import (
-    AGENT_PORT,
     ENV_TLS_PEM,
     MANIFEST_NAME,
     QUARANTINE_NAME,
@@ -34,7 +34,6 @@ from mend.protocol import (
     CheckpointRef,
     Heartbeat,
     Holder,
-    Launch,
     RankReport,
 )
 from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
@@ -46,7 +45,6 @@ from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor
 from s3 import S3Server
 
 PROGRAM = Path(__file__).parent / "programs" / "reaching.py"
-RUN = ("tests", "run")
 UID = "uid-of-the-run"
 TLS_PEM = self_signed("tests/run")
 SAVER = "mend-saver"  # the name of its process
@@ -63,15 +61,14 @@ class Ended(Exception):
     """A rank or an agent ended where it was waited for."""
 
 
-class SavingGang:
+class SavingGang(GangOfAgents):
     """One run under one prefix: its agents, what was promised to it, and what it made of that."""
 
     def __init__(
         self, folder: Path, direct: S3Server, proxy: LyingProxy, prefix: str, workers: int, ranks: int
     ) -> None:
-        self.folder, self.proxy, self.workers, self.ranks_per_worker = folder, proxy, workers, ranks
-        self.attempt = 0
-        self.agents: dict[int, AgentProcess] = {}
+        super().__init__(folder, workers, ranks)
+        self.proxy = proxy
         self.damaged: set[str] = set()  # folders of checkpoints that were damaged on purpose
         self.save_every_steps = SAVE_EVERY_STEPS
         self.pace_seconds = 0.01  # of a step, beside its work; counts for agents that are yet to be started
@@ -90,23 +87,8 @@ class SavingGang:
         self.notes_folder = folder / "notes"
         self.notes_folder.mkdir()
         self._notebook, self._history = Notebook(self.notes_folder), History()
-        self._news = asyncio.Event()
-        self._pool = AgentPool(on_news=lambda run: self._news.set())
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the gang."""
-        return self.workers * self.ranks_per_worker
-
-    def worker_of(self, rank: int) -> int:
-        """Who holds this rank."""
-        return rank // self.ranks_per_worker
 
     # ------------------------------------------------------------ seeing
-    def views(self) -> tuple[AgentView, ...]:
-        """What the agents' streams tell."""
-        return self._pool.views(RUN)
-
     def ranks(self) -> list[RankReport]:
         """Ranks of the present attempt, as their agents tell of them."""
         beats = [view.heartbeat for view in self.views() if view.heartbeat is not None]
@@ -201,7 +183,7 @@ class SavingGang:
     # ------------------------------------------------------------ life
     async def launch(self, *, in_memory: bool) -> None:
         """The next attempt, from what mend says it may start from; agents that were killed are made anew."""
-        await self._until(self._are_all_ready, "agents with a store and standbys", while_all_live=False)
+        await self._until(self._are_all_back, "agents with a store and standbys", while_all_live=False)
         began = time.monotonic()  # what workers hold is no news: as a controller does, each is heard once more
         await self._until(lambda: self._are_heard_since(began), "a heartbeat of every agent", while_all_live=False)
         history, attempt = self.history(), self.attempt + 1
@@ -211,16 +193,11 @@ class SavingGang:
         checkpoints = await asyncio.to_thread(self._checkpoints)
         memories = self._memories() if in_memory else []
         able = planned(UID, self._status(history, attempt), checkpoints, memories, range(self.workers), self._spoilt)
-        self.attempt = attempt
-        self._pool.fence(RUN, attempt)
-        master = self.views()[0].heartbeat
-        assert master is not None
+        store_port = self.begin_attempt()
         saves = [save for save in saves_in_memory(memories) if save.state in {each.state for each in able}]
         urls = {memory.worker: memory.url for memory in memories}
         refs = tuple(each.state.ref for each in able)
-        orders = (
-            self._launch_on(view, master.store_port, refs, holders(view.worker, saves, urls)) for view in self.views()
-        )
+        orders = (self._launch_on(view, store_port, refs, holders(view.worker, saves, urls)) for view in self.views())
         await asyncio.gather(*orders)
 
     def _memories(self) -> list[WorkerMemory]:
@@ -252,28 +229,17 @@ class SavingGang:
     async def _launch_on(
         self, view: AgentView, store_port: int, refs: tuple[CheckpointRef, ...], where: tuple[Holder, ...]
     ) -> None:
-        launch = Launch(
-            attempt=self.attempt,
-            world_size=self.world_size,
-            first_rank=self.ranks_per_worker * view.worker,
-            ranks=self.ranks_per_worker,
-            workers=self.workers,
-            master_addr=self.agents[0].host,
-            master_port=store_port,
-            run="/".join(RUN),
-            run_uid=UID,
-            restore=refs,
-            checkpoint=CheckpointPlan(
-                uri=self._uri,
-                endpoint=self.proxy.server.endpoint,
-                interval_steps=self.save_every_steps,
-                memory_interval_steps=self.memory_interval_steps,
-            ),
-            holders=where,
-            buddy=self._buddy_of(view.worker),
+        plan = CheckpointPlan(
+            uri=self._uri,
+            endpoint=self.proxy.server.endpoint,
+            interval_steps=self.save_every_steps,
+            memory_interval_steps=self.memory_interval_steps,
         )
+        buddy = self._buddy_of(view.worker)
         with contextlib.suppress(AgentError):  # it was killed meanwhile: the next launch will tell
-            await self._pool.send(RUN, view.worker, view.pod_uid, launch)
+            await self.launch_on(
+                view, store_port, run_uid=UID, restore=refs, checkpoint=plan, holders=where, buddy=buddy
+            )
 
     def _buddy_of(self, worker: int) -> str:
         """Where the snapshots of this worker are copied: the next one's saver."""
@@ -329,9 +295,9 @@ class SavingGang:
                 self._raise_if_ended(what)
             if time.monotonic() > deadline:
                 raise NotBack(f"not within {seconds:g} s: {what}; {self._told()}")
-            self._news.clear()
+            self.news.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), 0.02)
+                await asyncio.wait_for(self.news.wait(), 0.02)
 
     def _raise_if_ended(self, what: str) -> None:
         if ended := [each for each in self.ranks() if each.exit is not None or each.error is not None]:
@@ -364,23 +330,15 @@ class SavingGang:
         """SIGKILL to it, and so to all that it started."""
         self.agents[worker].end()
 
-    def _are_all_ready(self) -> bool:
-        self._start_missing_agents()
-        beats = [(view, view.heartbeat) for view in self.views() if view.connected and view.heartbeat is not None]
-        able = [view for view, beat in beats if beat.store_port and beat.standbys_ready >= self.ranks_per_worker]
-        return len(able) == self.workers
+    def _are_all_back(self) -> bool:
+        self.start_missing_agents()
+        return self.are_all_ready()
 
     def _are_heard_since(self, began: float) -> bool:
-        return self._are_all_ready() and all(v.silent_seconds < time.monotonic() - began for v in self.views())
+        return self._are_all_back() and all(v.silent_seconds < time.monotonic() - began for v in self.views())
 
-    def _start_missing_agents(self) -> None:
-        for worker in range(self.workers):
-            if worker not in self.agents or self.agents[worker].process.poll() is not None:
-                self.agents[worker] = self._an_agent(worker)
-        targets = [Target(n, str(agent.pid), agent.host, AGENT_PORT, TOKEN) for n, agent in sorted(self.agents.items())]
-        self._pool.update(RUN, targets)
-
-    def _an_agent(self, worker: int) -> AgentProcess:
+    def an_agent(self, worker: int) -> AgentProcess:
+        """One that can reach the store."""
         keys = self._direct.credentials
         env = {
             "NOTES": str(self.notes_folder),
@@ -394,12 +352,6 @@ class SavingGang:
         }
         command = [sys.executable, str(PROGRAM)]
         return AgentProcess(command, self.folder, worker=worker, ranks=self.ranks_per_worker, env=env)
-
-    async def close(self) -> None:
-        """All processes are gone."""
-        await self._pool.close()
-        for agent in self.agents.values():
-            agent.end()
 
 
 @contextlib.asynccontextmanager

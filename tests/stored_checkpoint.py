@@ -6,7 +6,8 @@ from typing import Any
 
 import xxhash
 
-from mend.manifest import Chunk, Manifest, StoredObject, TensorEntry, encode_manifest
+from manifests import a_manifest
+from mend.manifest import Chunk, StoredObject, TensorEntry, encode_manifest
 from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, checkpoint_key
 from mend.store import Store
 
@@ -56,12 +57,9 @@ def save(
         objects.append(StoredObject(key=name, bytes=position, etag=etag, frame_digest=frame))
     store.put(f"{folder}/{DCP_METADATA_NAME}", b"a pickle for others")
     fields: dict[str, Any] = {
-        "run": "team/clio",
-        "run_uid": "uid-1",
         "step": step,
         "attempt": attempt,
         "save_id": save_id,
-        "lineage": (),
         "world_size": ranks,
         "tokens": 10 * step,
         "created_unix_seconds": 1000.0 + step,
@@ -71,5 +69,5 @@ def save(
         },
     }
     if committed:
-        store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(Manifest(**(fields | changes)), key))
+        store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(a_manifest(**(fields | changes)), key))
     return folder

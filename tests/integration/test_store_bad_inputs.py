@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from manifests import a_manifest
 from mend.catalog import Catalog, Owner, PrefixInUse
-from mend.manifest import MANIFEST_VERSION, Manifest, encode_manifest
+from mend.manifest import MANIFEST_VERSION, encode_manifest
 from mend.model import StoreView
 from mend.prefixes import _open
 from mend.protocol import MANIFEST_NAME, OWNER_KEY, announcement_key, checkpoint_key
@@ -180,19 +181,7 @@ def test_a_manifest_of_a_newer_version_is_told(server: S3Server, announced: bool
     """What a newer mend saved is not passed over: the run waits, and its status says to upgrade."""
     prefix = f"newer-{announced}"
     store, folder = a_store(server, prefix), checkpoint_key(5, 1, "a")
-    manifest = Manifest(
-        version=MANIFEST_VERSION + 1,
-        run="team/clio",
-        run_uid="uid-1",
-        step=5,
-        attempt=1,
-        lineage=(),
-        world_size=1,
-        tokens=5,
-        created_unix_seconds=1000.0,
-        objects=(),
-        tensors={},
-    )
+    manifest = a_manifest(version=MANIFEST_VERSION + 1, step=5, tokens=5, created_unix_seconds=1000.0)
     store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))
     if announced:
         store.put(announcement_key(folder), b"")

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from manifests import a_manifest
 from mend.catalog import SWEPT, Catalog
-from mend.manifest import Manifest, encode_manifest
+from mend.manifest import encode_manifest
 from mend.model import StoredSave
 from mend.protocol import MANIFEST_NAME, PINNED_NAME, QUARANTINE_NAME, share_name
 from mend.restore import LEFTOVER_SECONDS, QUARANTINE_SECONDS, swept
@@ -134,18 +135,7 @@ def test_a_sweep_that_was_cut_is_ended_by_the_next(store: FileStore) -> None:
 
 def test_no_manifest_is_as_short_as_a_fence() -> None:
     """By that they are told apart in a listing."""
-    least = Manifest(
-        run="",
-        run_uid="",
-        step=0,
-        attempt=0,
-        lineage=(),
-        world_size=1,
-        tokens=0,
-        created_unix_seconds=0,
-        objects=(),
-        tensors={},
-    )
+    least = a_manifest(run="", run_uid="", step=0, attempt=0, created_unix_seconds=0)
     assert len(encode_manifest(least)) > len(SWEPT)
 
 

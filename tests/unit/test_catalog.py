@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from manifests import a_manifest
 from mend.catalog import Catalog, NewerCheckpoint, Owner, PrefixOwned, PruneRefused
-from mend.manifest import MANIFEST_VERSION, Manifest, StoredObject, encode_manifest
+from mend.manifest import MANIFEST_VERSION, StoredObject, encode_manifest
 from mend.protocol import (
     DCP_METADATA_NAME,
     MANIFEST_NAME,
@@ -55,8 +56,6 @@ def a_checkpoint(store: FileStore, step: int, attempt: int = 1, save: str = "a",
     etag = store.put(f"{folder}/__0_0.distcp", b"shard")
     store.put(f"{folder}/{DCP_METADATA_NAME}", b"pickle")
     fields: dict[str, object] = {
-        "run": "team/clio",
-        "run_uid": "uid-1",
         "step": step,
         "attempt": attempt,
         "lineage": (Ancestor(attempt=attempt - 1, step=1),) if attempt > 1 else (),
@@ -64,9 +63,8 @@ def a_checkpoint(store: FileStore, step: int, attempt: int = 1, save: str = "a",
         "tokens": 10 * step,
         "created_unix_seconds": 1000.0 + step,
         "objects": (StoredObject(key="__0_0.distcp", bytes=5, etag=etag),),
-        "tensors": {},
     }
-    store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(Manifest(**(fields | changes))))  # type: ignore[arg-type]
+    store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(a_manifest(**(fields | changes))))
     return CheckpointRef(uri=f"{store.uri}/{folder}", step=step, attempt=attempt)
 
 

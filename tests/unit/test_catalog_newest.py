@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manifests import a_manifest
 from mend.catalog import Catalog, Owner, forgotten
-from mend.manifest import Manifest, encode_manifest
+from mend.manifest import encode_manifest
 from mend.model import StoredCheckpoint, StoredSave
 from mend.protocol import (
     MANIFEST_NAME,
@@ -27,19 +28,7 @@ from mend.store.files import FileStore
 def commit(store: FileStore, attempt: int, step: int, save_id: str = "a", *, announced: bool = True) -> str:
     """A checkpoint without tensors; its folder."""
     folder = checkpoint_key(step, attempt, save_id)
-    manifest = Manifest(
-        run="team/clio",
-        run_uid="uid-1",
-        step=step,
-        attempt=attempt,
-        lineage=(),
-        world_size=1,
-        tokens=step,
-        created_unix_seconds=1000.0 + step,
-        objects=(),
-        tensors={},
-        save_id=save_id,
-    )
+    manifest = a_manifest(step=step, attempt=attempt, tokens=step, created_unix_seconds=1000.0 + step, save_id=save_id)
     if announced:
         store.put(announcement_key(folder), b"")
     store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manifests import a_manifest
 from mend.manifest import Chunk, Manifest, StoredObject, TensorEntry
 from mend_trainer.checkpoint.copying import batches
 from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
@@ -123,20 +124,9 @@ def test_reads_fetch_every_chunk_once_and_little_else(wanted: list[Wanted]) -> N
         assert stop == run[-1].chunk.start_byte + run[-1].chunk.length_bytes
 
 
-def a_manifest(**tensors: TensorEntry) -> Manifest:
+def one_of(**tensors: TensorEntry) -> Manifest:
     """A manifest of these tensors."""
-    return Manifest(
-        run="team/clio",
-        run_uid="uid",
-        step=1,
-        attempt=1,
-        lineage=(),
-        world_size=1,
-        tokens=0,
-        created_unix_seconds=0.0,
-        objects=(StoredObject(key="k", bytes=1),),
-        tensors=tensors,
-    )
+    return a_manifest(objects=(StoredObject(key="k", bytes=1),), tensors=tensors)
 
 
 def an_entry(*lengths: int, shape: tuple[int, ...] = (10,), dtype: str = "float32") -> TensorEntry:
@@ -164,14 +154,14 @@ def an_entry(*lengths: int, shape: tuple[int, ...] = (10,), dtype: str = "float3
 )
 def test_a_manifest_that_contradicts_itself_is_corrupt(entry: TensorEntry) -> None:
     """Chunks that do not cover their tensor, or are of another size than they say, are never believed."""
-    assert metadata_of(a_manifest(w=an_entry(4, 6)))
+    assert metadata_of(one_of(w=an_entry(4, 6)))
     with pytest.raises(Corrupt, match="w"):
-        metadata_of(a_manifest(w=entry))
+        metadata_of(one_of(w=entry))
 
 
 def test_what_one_rank_owns_may_be_absent_or_surplus() -> None:
     """Another world size lacks or adds only tensors of single ranks; all other differences are problems by name."""
-    saved = a_manifest(**{"ranks.1.cpu": an_entry(10), "model.gone": an_entry(10), "model.other": an_entry(10)})
+    saved = one_of(**{"ranks.1.cpu": an_entry(10), "model.gone": an_entry(10), "model.other": an_entry(10)})
     mine = {"ranks.0.cpu": torch.zeros(3), "model.new": torch.zeros(2), "model.other": torch.zeros(11)}
     fit = compare(saved, mine)
     assert fit.absent == ("ranks.0.cpu",)

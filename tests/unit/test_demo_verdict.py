@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from manifests import a_manifest
 from mend.demo.play import DemoFailed, plans
 from mend.demo.verdict import broken_promises, curves_agree, matched, weights_agree
 from mend.demo.watch import Harm, Injection
@@ -43,18 +44,8 @@ def curve(*losses: float, attempt: int = 1, first: int = 0) -> list[CurvePoint]:
 def manifest(digest: str) -> Manifest:
     """A checkpoint with one tensor."""
     chunk = Chunk(offsets=(0,), sizes=(4,), key="__0_0.distcp", start_byte=64, length_bytes=16, digest=digest)
-    return Manifest(
-        run="default/clio",
-        run_uid="uid",
-        step=9,
-        attempt=1,
-        lineage=(),
-        world_size=1,
-        tokens=10,
-        created_unix_seconds=0.0,
-        objects=(),
-        tensors={"model.weight": TensorEntry(dtype="float32", shape=(4,), chunks=(chunk,))},
-    )
+    weight = TensorEntry(dtype="float32", shape=(4,), chunks=(chunk,))
+    return a_manifest(step=9, tokens=10, tensors={"model.weight": weight})
 
 
 EQUAL = (manifest("a"), manifest("a"))

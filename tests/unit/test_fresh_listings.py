@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from mend.manifest import Manifest, encode_manifest
+from manifests import a_manifest
+from mend.manifest import encode_manifest
 from mend.model import RunStatus, StoreView
 from mend.prefixes import LISTED_AT_LEAST, Prefixes
 from mend.protocol import MANIFEST_NAME, announcement_key, checkpoint_key
@@ -49,18 +50,7 @@ def a_prefix(folder: Path) -> tuple[Store, Checkpointing]:
 
 def commit(store: Store, step: int) -> None:
     """One checkpoint of attempt 1."""
-    manifest = Manifest(
-        run="team/clio",
-        run_uid="uid-1",
-        step=step,
-        attempt=1,
-        lineage=(),
-        world_size=2,
-        tokens=step,
-        created_unix_seconds=1000.0 + step,
-        objects=(),
-        tensors={},
-    )
+    manifest = a_manifest(step=step, world_size=2, tokens=step, created_unix_seconds=1000.0 + step)
     folder = checkpoint_key(step, 1, "a")
     store.put(announcement_key(folder), b"")
     store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests import a_manifest
 from mend.manifest import (
     MANIFEST_VERSION,
     Chunk,
@@ -20,12 +21,10 @@ from mend.manifest import (
 from mend.protocol import Ancestor
 
 
-def a_manifest(**changes: object) -> Manifest:
-    """A small manifest."""
+def one_with_everything(**changes: object) -> Manifest:
+    """A small manifest in which no field is empty."""
     chunk = Chunk(offsets=(0, 0), sizes=(2, 3), key="__0_0.distcp", start_byte=704, length_bytes=24, digest="d" * 32)
     fields: dict[str, object] = {
-        "run": "team/clio",
-        "run_uid": "uid-1",
         "step": 12,
         "attempt": 3,
         "lineage": (Ancestor(attempt=1, step=4), Ancestor(attempt=2, step=8)),
@@ -36,19 +35,19 @@ def a_manifest(**changes: object) -> Manifest:
         "tensors": {"model.weight": TensorEntry(dtype="float32", shape=(2, 3), chunks=(chunk,))},
         "values": {"loader": {"position": 7, "seed": 2**70}, "lr": 0.1},
     }
-    return Manifest(**(fields | changes))  # type: ignore[arg-type]
+    return a_manifest(**(fields | changes))
 
 
 def test_a_manifest_survives_encoding() -> None:
     """Decoding what was encoded gives an equal manifest, integers beyond 64 bits included."""
-    assert decode_manifest(encode_manifest(a_manifest())) == a_manifest()
+    assert decode_manifest(encode_manifest(one_with_everything())) == one_with_everything()
 
 
 @settings(max_examples=200)
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_every_flipped_bit_is_noticed(position: float, bit: int) -> None:
     """A manifest with any one bit flipped is refused."""
-    raw = bytearray(encode_manifest(a_manifest()))
+    raw = bytearray(encode_manifest(one_with_everything()))
     raw[int(position * len(raw))] ^= 1 << bit
     with pytest.raises(UnreadableManifest):
         decode_manifest(bytes(raw))
@@ -63,7 +62,7 @@ def test_garbage_is_no_manifest(raw: bytes) -> None:
 
 def test_a_truncated_manifest_is_refused() -> None:
     """A manifest cut at any length is refused."""
-    raw = encode_manifest(a_manifest())
+    raw = encode_manifest(one_with_everything())
     for length in range(len(raw)):
         with pytest.raises(UnreadableManifest):
             decode_manifest(raw[:length])
@@ -72,4 +71,4 @@ def test_a_truncated_manifest_is_refused() -> None:
 def test_a_newer_manifest_asks_for_an_upgrade() -> None:
     """An intact manifest of a newer version is told apart from a damaged one and says what to do."""
     with pytest.raises(NewerManifest, match="upgrade mend"):
-        decode_manifest(encode_manifest(a_manifest(version=MANIFEST_VERSION + 1)))
+        decode_manifest(encode_manifest(one_with_everything(version=MANIFEST_VERSION + 1)))
