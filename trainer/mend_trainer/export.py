@@ -25,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest, misplacement
 from mend.protocol import MANIFEST_NAME
 from mend.store import NotFound, Store, StoreError
+from mend.store.files import sync_folder
 from mend_trainer.architecture import UnknownArchitecture, names_to_write
 from mend_trainer.blueprint import BadBlueprint, Blueprint, is_of_a_tokenizer, read_blueprint
 from mend_trainer.checkpoint.dcp import Corrupt
@@ -216,9 +217,9 @@ def _made_whole(target: Path, needed_bytes: int) -> Iterator[Path]:
     with _alone_in(partial):
         try:
             yield partial
-            _names_to_disk(partial)
+            sync_folder(partial)
             partial.rename(target)
-            _names_to_disk(target.parent)
+            sync_folder(target.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -250,14 +251,6 @@ def _durable(path: Path, content: bytes) -> None:
 def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _names_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _of_the_disk(target: Path, error: OSError) -> str:

@@ -23,7 +23,6 @@ PAGE_BYTES: Final = 4096
 LAYOUT_VERSION: Final = 1
 SLOT_SPAN: Final = 1 << 40
 REGION_SPAN: Final = 1 << 30
-DATA_START: Final = 4 * REGION_SPAN  # within a slot; before it: header, digests, outcome
 FILE_BYTES: Final = PAGE_BYTES + SLOTS * SLOT_SPAN
 _MAGIC: Final = int.from_bytes(b"mendare\0", "little") + (LAYOUT_VERSION << 56)
 _STEP_BITS: Final = 40

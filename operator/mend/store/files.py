@@ -110,7 +110,7 @@ class FileStore:
             finally:
                 unfinished.unlink(missing_ok=True)
                 self._remove_empty(path.parent)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return etag
 
     def _read(self, key: str, into: memoryview, start: int, if_match: str) -> None:
@@ -203,7 +203,8 @@ def _write_synced(path: Path, data: Data) -> str:
         return _entry("", os.fstat(file.fileno())).etag
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: what was renamed stays so."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

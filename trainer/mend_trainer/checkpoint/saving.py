@@ -86,21 +86,19 @@ class Saving:
         try:
             listed = self._retried(self._list) if self._resumed else {}
             if MANIFEST_NAME in listed:
-                return self._committed(sum(size for name, size in listed.items() if name.endswith(".distcp")))
-            shares = self._retried(lambda: self._share(listed))
-            return self._committed(sum(share.bytes for share in shares))
+                return self._committed(_stored_bytes(listed))
+            return self._committed(self._retried(lambda: self._share(listed)))
         except _GivenUp as given_up:
             return SaveFailed(step=self._step, error=str(given_up))
 
-    def _share(self, listed: Mapping[str, int]) -> Sequence[Share]:
-        """Contribute this rank's share and see to the commit; all shares."""
+    def _share(self, listed: Mapping[str, int]) -> int:
+        """Contribute this rank's share and see to the commit; the bytes of all ranks."""
         if not self._is_shared and share_name(self._rank) not in listed:
             self._contribute()
         if self._world > 1:
             return self._await_all()
         assert self._own is not None
-        self._conclude([self._own])
-        return [self._own]
+        return self._conclude([self._own])
 
     # ------------------------------------------------------------ the own part
     def _contribute(self) -> None:
@@ -133,7 +131,7 @@ class Saving:
         return origin if self._rank == 0 else msgspec.structs.replace(origin, values={})
 
     # ------------------------------------------------------------ the others
-    def _await_all(self) -> Sequence[Share]:
+    def _await_all(self) -> int:
         names = {share_name(rank): rank for rank in range(self._world)}
         pause = _LOOK_SECONDS[0] if self._rank == 0 else _OTHERS_SECONDS
         patience = max(self._patience_seconds, 2 * self._upload_seconds)
@@ -143,7 +141,7 @@ class Saving:
         while True:
             listed = self._list()
             if MANIFEST_NAME in listed:
-                return self._read_what_is_left(listed)
+                return _stored_bytes(listed)
             if share_name(self._rank) not in listed and not self._is_there(MANIFEST_NAME):
                 raise _GivenUp("another rank could not contribute its share; rank 0 tells which, and why")
             shares = {name for name in listed if name in names}
@@ -162,31 +160,32 @@ class Saving:
             time.sleep(pause)
             pause = min(1.5 * pause, _LOOK_SECONDS[1])
 
-    def _decide(self) -> Sequence[Share]:
+    def _decide(self) -> int:
         try:
             shares = each(self._read_share, range(self._world), min(_READERS, self._world // _READERS))
         except NotFound:  # another saver has just decided
             if self._is_there(MANIFEST_NAME):
-                return ()
+                return 0
             raise _GivenUp("another rank could not contribute its share") from None
         except UnreadableShare as error:
             raise _GivenUp(f"a share was damaged: {error}") from error
-        self._conclude(shares)
-        self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
-        return shares
+        stored_bytes = self._conclude(shares)
+        self._delete_shares()
+        return stored_bytes
 
     def _read_share(self, rank: int) -> Share:
         place = self._key(share_name(rank))
         return decode_share(self._store.get(place), place, self._signing_key)
 
-    def _conclude(self, shares: Sequence[Share]) -> None:
-        """Commit, or clean up and say why not."""
+    def _conclude(self, shares: Sequence[Share]) -> int:
+        """Commit, or clean up and say why not; the bytes of all ranks."""
         failed = [f"rank {rank}: {share.error}" for rank, share in enumerate(shares) if share.error]
         why = "; ".join(failed[:_MOST_TOLD]) + (f"; and {len(failed) - _MOST_TOLD} more" * (len(failed) > _MOST_TOLD))
         if why := why or _stale(shares):
             self._clean_up(shares)
             raise _GivenUp(why)
         self._commit(shares)
+        return sum(share.bytes for share in shares)
 
     def _commit(self, shares: Sequence[Share]) -> None:
         origin = shares[0].origin
@@ -205,10 +204,10 @@ class Saving:
         objects = [self._key(share.key) for share in shares if share.key]
         self._store.delete([*objects, self._key(DCP_METADATA_NAME)])
         if self._world > 1:
-            self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
+            self._delete_shares()
 
-    def _read_what_is_left(self, listed: Mapping[str, int]) -> Sequence[Share]:
-        return [Share(bytes=size) for name, size in listed.items() if name.endswith(".distcp")]
+    def _delete_shares(self) -> None:
+        self._store.delete([self._key(share_name(rank)) for rank in range(self._world)])
 
     # ------------------------------------------------------------ the store
     def _retried(self, work: Callable[[], Result]) -> Result:
@@ -251,6 +250,11 @@ class Saving:
             commit_seconds=max(0.0, time.time() - header.origin.created_unix_seconds),
             bytes=stored_bytes,
         )
+
+
+def _stored_bytes(listed: Mapping[str, int]) -> int:
+    """Of the objects of all ranks, where their shares are gone already."""
+    return sum(size for name, size in listed.items() if name.endswith(".distcp"))
 
 
 def _stale(shares: Sequence[Share]) -> str:
