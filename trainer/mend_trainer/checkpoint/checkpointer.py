@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 import msgspec
@@ -204,11 +205,14 @@ class Checkpointer:
         """
         if not candidates:
             return None
-        others = self._connect(holders) if self._connect and holders else None
-        memory = Memory.of_this_worker(self.arena, holders, others)
-        restored = restore(
-            self.agreeing, self.store, memory, candidates, state, self._report, self._mark, key_of(self._run)
-        )
+        with ExitStack() as until_restored:
+            others = self._connect(holders) if self._connect and holders else None
+            if others is not None:
+                until_restored.callback(others.close)
+            memory = Memory.of_this_worker(self.arena, holders, others)
+            restored = restore(
+                self.agreeing, self.store, memory, candidates, state, self._report, self._mark, key_of(self._run)
+            )
         if restored is not None:
             self.lineage = restored.lineage
         return restored

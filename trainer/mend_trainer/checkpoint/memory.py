@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -18,7 +19,17 @@ from mend_trainer.checkpoint.sources import Sheet, Source, data_name, sheet_key,
 from mend_trainer.checkpoint.writer import Written
 
 _log = logging.getLogger(__name__)
-Connect = Callable[[Sequence[Holder]], Source | None]  # to the memory of other workers; None: it cannot be read
+
+
+class Others(Source, Protocol):
+    """The memory of other workers, until it is closed."""
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+Connect = Callable[[Sequence[Holder]], Others | None]  # None: the memory of others cannot be read here
 
 
 class NotHad(Exception):
