@@ -110,7 +110,10 @@ class StepSamples:
         """What was learnt so far, newest last."""
         if self._times is None:
             self._times = StepTimes(
-                seconds=tuple(self._seconds), peaks=self._peaks, longest_gaps=dict(self._longest_gaps)
+                seconds=tuple(self._seconds),
+                peaks=self._peaks,
+                longest_gaps=dict(self._longest_gaps),
+                steps=min(self._steps_done - 1, SAMPLES),
             )
         return self._times
 

@@ -123,7 +123,7 @@ async def test_the_first_step_of_an_attempt_is_told_at_once(tmp_path: Path) -> N
     env = {protocol.ENV_HEARTBEAT_SECONDS: "600", "STEP_SECONDS": "4"}
     async with an_agent(["python", LOOP], tmp_path, env=env) as client:
         await launched(client)
-        beat = await client.until(lambda beat: beat.restored and beat.standbys_ready == 2, "nothing else is left to tell")
+        beat = await client.until(lambda beat: beat.restored and beat.standbys_ready == 2, "nothing else to tell")
         assert not any(rank.steps_done for rank in beat.ranks)
         await client.until(lambda beat: all(rank.steps_done for rank in beat.ranks), "the first step")
 

@@ -50,7 +50,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
-    """What is known after one more report. `Raised`, `Rejoined`, `Stepped` and `Measured` belong to a rank and to the curve."""
+    """What is known after one more report. Some belong to a rank, or to the curve."""
     match report:
         case Committed():
             return msgspec.structs.replace(told, committed=report, committed_at=now, failures=0, error="")
