@@ -22,7 +22,7 @@ from mend.model import LimitInForce, StepTimes
 from mend.protocol import Phase, RankReport
 from mend.spec import Limits
 
-ENOUGH_SAMPLES = 8
+ENOUGH_STEPS = 8
 EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the longest gap in a phase
 HIGH_SHARE = 0.75
 HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
@@ -32,7 +32,7 @@ REJOIN_SECONDS, RESTART_SECONDS = 0.5, 2.0
 MOST_PAUSE_SECONDS = 60.0
 
 STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 3.5, 1.12
-STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 8.0, 15.0, 3.0
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
 
 
 class Bounds(NamedTuple):
@@ -59,7 +59,7 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
     ordered = times.ordered
     if not ordered:
         return None
-    if max(len(ordered), times.steps) < ENOUGH_SAMPLES:
+    if max(len(ordered), times.steps) < ENOUGH_STEPS:
         limit = EARLY_STEPS_ALLOWED * ordered[-1]
         return _bounded(limit, limit, limits)
     middle = times.median

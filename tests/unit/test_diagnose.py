@@ -417,7 +417,7 @@ def test_a_standstill_must_have_been_heard_of() -> None:
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
-    incident = late(3.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
+    incident = late(2.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
     assert incident is not None
     assert incident.patience_seconds == pytest.approx(patience)
 

@@ -60,7 +60,7 @@ def bounds_after(lengths: Sequence[float]) -> Bounds:
         ([0.5], 5.0, 10.0),  # few samples: ten times the longest
         ([0.5, 2.0, 0.5], 20.0, 25.0),
         ([0.8] * 8, 1.6, 6.6),  # no spread: two medians, then a pause
-        ([4.0] * 8, 8.0, 32.0),  # of longer steps, eight
+        ([4.0] * 8, 8.0, 20.0),  # of longer steps, five
         ([0.1] * 8, 1.5, 6.5),  # never below the floor, from which the pause counts
         ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
         ([1.0] * 12 + [30.0], 2.0, 60.0),  # one long step makes patient, and moves the limit not at all
@@ -151,12 +151,12 @@ def test_one_that_saves_explains_why_the_others_wait() -> None:
     found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
     assert found is not None
     assert found.limit == 250.0
-    assert until_bounds(waiting, times, LIMITS) == (-48.0, -42.0)
+    assert until_bounds(waiting, times, LIMITS) == (-48.0, -43.0)
 
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
     times = StepTimes(seconds=(1.0,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
-    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 7.0)
+    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 6.0)
     assert until_bounds((dead,), times, LIMITS) is None
