@@ -48,7 +48,8 @@ ROOT = TESTS.parent
 OUT = ROOT / "benchmarks" / "out"
 COUNT, QUICK_COUNT, QUICK_SECONDS = 1450, 100, 140.0  # so many hold a thousand kills
 GANGS = 2
-PACE_SECONDS = 0.03  # of a step: ranks that only train leave the cores to those that save and restore
+# Ranks that mostly sleep leave the cores to those that save and restore; and there is room for each save.
+TRAINING: Mapping[str, Any] = {"pace_seconds": 0.03, "save_every_steps": 6}
 SHOWN = 20
 SERVERS = (Ground.MINISTACK, Ground.RCLONE)
 
@@ -152,7 +153,7 @@ class Campaign:
     async def _gang(self, left: list[Plan], deadline: float, tell: Callable[[], object]) -> None:
         """Does what is left with one gang, from the front, until it does not come back."""
         with tempfile.TemporaryDirectory(prefix="mend-checkpoints-", ignore_cleanup_errors=True) as folder:
-            async with a_ground(Path(folder), left[0], self._given, pace_seconds=PACE_SECONDS) as gang:
+            async with a_ground(Path(folder), left[0], self._given, **TRAINING) as gang:
                 while left and time.monotonic() < deadline:
                     result = await inject(gang, left.pop(0))
                     if not left or result.is_lost:
@@ -176,7 +177,7 @@ class Campaign:
 async def replay(plan: Plan, given: S3Server | None) -> Result:
     """One injection again, at a gang of its own."""
     with tempfile.TemporaryDirectory(prefix="mend-checkpoints-", ignore_cleanup_errors=True) as folder:
-        async with a_ground(Path(folder), plan, given, pace_seconds=PACE_SECONDS) as gang:
+        async with a_ground(Path(folder), plan, given, **TRAINING) as gang:
             result = await inject(gang, plan)
             wrong = await asyncio.to_thread(gang.wrong_in_store)
             return msgspec.structs.replace(result, broken=(*result.broken, *wrong))

@@ -42,15 +42,15 @@ class When(StrEnum):
 class Moment(StrEnum):
     """What a fault waits for."""
 
-    CLOCK = "so many seconds"
-    PHASE = "the victim begins to save or to restore, and so many seconds"  # for what lasts a millisecond
-    REQUEST = "a request to the store"
+    CLOCK = "clock"  # so many seconds
+    PHASE = "phase"  # the victim begins to save or to restore, then so many seconds: a copy lasts half a millisecond
+    REQUEST = "request"  # to the store
 
 
 # How often each, and what `seconds` are drawn from: the steps between two saves or a start, a copy or a load.
 SAVING_MOMENTS: Final = {Moment.REQUEST: 0.5, Moment.PHASE: 0.3, Moment.CLOCK: 0.2}
 RESTORING_MOMENTS: Final = {Moment.REQUEST: 0.3, Moment.PHASE: 0.4, Moment.CLOCK: 0.3}
-SAVING_SECONDS: Final = {Moment.REQUEST: 0.0, Moment.PHASE: 0.015, Moment.CLOCK: 0.5}
+SAVING_SECONDS: Final = {Moment.REQUEST: 0.0, Moment.PHASE: 0.015, Moment.CLOCK: 0.4}
 RESTORING_SECONDS: Final = {Moment.REQUEST: 0.0, Moment.PHASE: 0.1, Moment.CLOCK: 0.4}
 
 
@@ -85,7 +85,7 @@ class Plan:
     saves: int  # that are waited for before, beside the first of the attempt
     moment: Moment
     request: int  # which one, counted from 0
-    after: bool  # of the request: the server has answered it
+    after: bool  # of the request: the server has answered it; of the phase, while saving: the victim copies
     seconds: float
     place: float
     in_memory: bool  # snapshots in memory may be restored afterwards
@@ -161,6 +161,7 @@ def a_plan(kind: FaultKind, number: int, ground: Ground, workers: int, ranks: in
     restores = kind.when is When.RESTORING
     moment = _a_moment(kind, in_memory, chance)
     seconds = (RESTORING_SECONDS if restores else SAVING_SECONDS)[moment]
+    power = 3 if moment is Moment.PHASE and not restores else 1  # of a save, what comes first is shortest
     return Plan(
         number=number,
         ground=ground.value,
@@ -172,7 +173,9 @@ def a_plan(kind: FaultKind, number: int, ground: Ground, workers: int, ranks: in
         moment=moment,
         request=chance.randrange(REQUESTS_OF_A_RESTORE if restores else REQUESTS_OF_A_SAVE),
         after=chance.random() < 0.5 and not kind.of_request,
-        seconds=round(chance.uniform(0.0, seconds), 5),
+        seconds=round(
+            seconds * chance.random() ** (3 if moment is Moment.PHASE else 1), 6
+        ),  # what comes first is short
         place=round(chance.random(), 6),
         in_memory=in_memory,
     )

@@ -399,12 +399,19 @@ def _send(pid: int, how: signal.Signals) -> bool:
 
 @contextlib.asynccontextmanager
 async def a_saving_gang(
-    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2, pace_seconds: float = 0.01
+    folder: Path,
+    direct: S3Server,
+    *,
+    prefix: str = "run",
+    workers: int = 1,
+    ranks: int = 2,
+    pace_seconds: float = 0.01,
+    save_every_steps: int = SAVE_EVERY_STEPS,
 ) -> AsyncIterator[SavingGang]:
     """A gang that trains and has committed its first checkpoint. `folder` is there and empty."""
     with LyingProxy(direct) as proxy:
         gang = SavingGang(folder, direct, proxy, prefix, workers, ranks)
-        gang.pace_seconds = pace_seconds
+        gang.pace_seconds, gang.save_every_steps = pace_seconds, save_every_steps
         try:
             await gang.back(in_memory=False)
             yield gang

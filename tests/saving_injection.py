@@ -72,12 +72,11 @@ def _since(began: float) -> float:
 
 @contextlib.asynccontextmanager
 async def a_ground(
-    folder: Path, plan: Plan, given: S3Server | None = None, *, pace_seconds: float = 0.01
+    folder: Path, plan: Plan, given: S3Server | None = None, **training: Any
 ) -> AsyncIterator[SavingGang]:
     """A gang of the plan's shape on the plan's ground; `given` is somebody's server. `folder` is there and empty."""
     (folder / "gang").mkdir()
-    shape: dict[str, Any] = {"workers": plan.workers, "ranks": plan.ranks, "prefix": f"{folder.name}-{plan.number}"}
-    shape["pace_seconds"] = pace_seconds
+    shape = {"workers": plan.workers, "ranks": plan.ranks, "prefix": f"{folder.name}-{plan.number}", **training}
     if given is not None:
         async with a_saving_gang(folder / "gang", given, **shape) as gang:
             yield gang
@@ -103,8 +102,13 @@ async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object])
             phase = phase_of(lookout.seen())
             gang.fault_phase = SavePhase.NOBODY if act() == 0 else phase
 
+        def begins() -> bool:
+            if restores:
+                return lookout.is_in(plan.victim, Phase.LOADING)
+            return lookout.copies(plan.victim) if plan.after else lookout.stops(plan.victim)
+
         def strike_when_it_begins() -> None:
-            lookout.wait(plan.victim, Phase.LOADING if restores else Phase.SAVING, LATEST_SECONDS)
+            lookout.wait(begins, LATEST_SECONDS)
             time.sleep(plan.seconds)
             strike()
 

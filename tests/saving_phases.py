@@ -92,6 +92,8 @@ def _is_digested(seen: Seen, save: State) -> bool:
 
 
 def _of_uploads(uploads: Mapping[str, bool], ranks: int) -> SavePhase:
+    if uploads.get(MANIFEST_NAME):
+        return SavePhase.BETWEEN  # what is owed still is only to hear of it
     if uploads.keys() & {DCP_METADATA_NAME, MANIFEST_NAME} or all(uploads.get(share_name(n)) for n in range(ranks)):
         return SavePhase.COMMITTING
     objects = [is_answered for name, is_answered in uploads.items() if name.endswith(".distcp")]

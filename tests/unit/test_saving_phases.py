@@ -36,11 +36,17 @@ CASES = {
     ),
     "objects are there": ((STEP, STEP), ([OLD, READY], [OLD, READY]), OBJECTS, SavePhase.SHARING),
     "shares are there": ((STEP, STEP), ([OLD, READY], [OLD, READY]), OBJECTS | SHARES, SavePhase.COMMITTING),
-    "the manifest is there": (
+    "the manifest is on its way": (
         (STEP, STEP),
         ([OLD, READY], [OLD, READY]),
-        OBJECTS | {"manifest.json": True},
+        OBJECTS | {"manifest.json": False},
         SavePhase.COMMITTING,
+    ),
+    "the manifest is there, and not every saver has heard of it": (
+        (STEP, STEP),
+        ([OLD, DONE], [OLD, READY]),
+        OBJECTS | {"manifest.json": True},
+        SavePhase.BETWEEN,
     ),
     "what is owed is of an attempt before": (
         (STEP, STEP),
