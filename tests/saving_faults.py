@@ -173,9 +173,7 @@ def a_plan(kind: FaultKind, number: int, ground: Ground, workers: int, ranks: in
         moment=moment,
         request=chance.randrange(REQUESTS_OF_A_RESTORE if restores else REQUESTS_OF_A_SAVE),
         after=chance.random() < 0.5 and not kind.of_request,
-        seconds=round(
-            seconds * chance.random() ** (3 if moment is Moment.PHASE else 1), 6
-        ),  # what comes first is short
+        seconds=round(seconds * chance.random() ** power, 6),
         place=round(chance.random(), 6),
         in_memory=in_memory,
     )

@@ -23,7 +23,7 @@ from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
 from mend.agents import AgentError
 from mend.catalog import Catalog, Owner
-from mend.manifest import decode_manifest
+from mend.manifest import UnreadableManifest, decode_manifest
 from mend.model import AgentView, RunStatus, StoredCheckpoint
 from mend.protocol import (
     ENV_TLS_PEM,
@@ -39,7 +39,7 @@ from mend.protocol import (
 from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
 from mend.selfsigned import self_signed
 from mend.spec import Checkpointing
-from mend.store import Store, open_store
+from mend.store import Store, StoreError, open_store
 from mortal_server import MortalServer
 from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor
 from s3 import S3Server
@@ -180,6 +180,12 @@ class SavingGang(GangOfAgents):
         return [wrong for each in wanted if each.folder not in self.damaged for wrong in self._wrong(each)]
 
     def _wrong(self, commit: Commit) -> Iterator[str]:
+        try:
+            yield from self._wrong_bytes(commit)
+        except (StoreError, UnreadableManifest) as error:
+            yield f"{commit.folder}: was committed and cannot be read: {error}"
+
+    def _wrong_bytes(self, commit: Commit) -> Iterator[str]:
         manifest = decode_manifest(self.store.get(f"{commit.folder}/{MANIFEST_NAME}"))
         objects = {each.key: self.store.get(f"{commit.folder}/{each.key}") for each in manifest.objects}
         for name, entry in manifest.tensors.items():

@@ -81,10 +81,12 @@ async def a_ground(
         async with a_saving_gang(folder / "gang", given, **shape) as gang:
             yield gang
         return
-    with a_mortal_server(Ground(plan.ground), folder / "server") as mortal:
-        async with a_saving_gang(folder / "gang", mortal.server, **shape) as gang:
-            gang.mortal = mortal
-            yield gang
+    async with (
+        a_mortal_server(Ground(plan.ground), folder / "server") as mortal,
+        a_saving_gang(folder / "gang", mortal.server, **shape) as gang,
+    ):
+        gang.mortal = mortal
+        yield gang
 
 
 def _folder(path: str) -> str:

@@ -85,5 +85,6 @@ def test_kills_are_told_by_what_saving_or_restoring_was_doing() -> None:
         "copying": 2, "nobody there": 1, "between": 1,
     }  # fmt: skip
     assert list(table) == ["kill-rank", "all kills"]
+    assert rows(done)[0].n == 3
     assert "when they came: between 1, copying 2, nobody there 1" in rows(done)[0].note
     assert "| kill-rank | 0 | 0 | 1 | 0 | 2 |" in phases_table(table)
