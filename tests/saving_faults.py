@@ -13,7 +13,7 @@ from typing import Final
 
 BLOCK: Final = 50  # injections that one gang and one prefix live through
 REQUESTS_OF_A_SAVE: Final = 8  # uploads, and a few more than any save makes: the rest meets the next save
-REQUESTS_OF_A_RESTORE: Final = 6  # reads
+REQUESTS_OF_A_RESTORE: Final = 5  # reads
 IN_MEMORY_OFTEN: Final = 0.5
 SHAPES: Final = ((1, 2), (2, 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -67,8 +68,9 @@ class Lookout:
 def arena_path(agent: int, place: int) -> Path:
     """The shared memory of this place; raises OSError if the agent is gone."""
     for file in Path(f"/proc/{agent}/fd").iterdir():
-        if f"memfd:mend-place-{place} " in f"{file.readlink()} ":
-            return file
+        with suppress(OSError):  # closed meanwhile
+            if f"memfd:mend-place-{place} " in f"{file.readlink()} ":
+                return file
     raise FileNotFoundError(f"the agent {agent} has no arena for place {place}")
 
 
