@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCHMARKS = $(filter-out campaign checkpoint_campaign peer_copies,$(patsubst benchmarks/%.py,%,$(shell grep -l 'return publish' benchmarks/*.py)))
 FAULTS ?= 1000
-COUNT ?= 1500
+COUNT ?= 1350
 SEED ?= 1
 
 VENV := .venv

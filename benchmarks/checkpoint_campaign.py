@@ -46,7 +46,7 @@ from saving_phases import SavePhase
 
 ROOT = TESTS.parent
 OUT = ROOT / "benchmarks" / "out"
-COUNT, QUICK_COUNT, QUICK_SECONDS = 1500, 100, 140.0  # so many hold a thousand kills
+COUNT, QUICK_COUNT, QUICK_SECONDS = 1350, 100, 140.0  # so many hold a thousand kills
 GANGS = 2
 # Ranks that mostly sleep leave the cores to those that save and restore; and there is room for each save.
 TRAINING: Mapping[str, Any] = {"pace_seconds": 0.03, "save_every_steps": 6}

@@ -93,13 +93,13 @@ class Plan:
 
 def _kinds() -> Iterator[FaultKind]:
     saving, restoring, resting = When.SAVING, When.RESTORING, When.RESTING
-    yield FaultKind("kill-rank", "SIGKILL to a rank", saving, weight=10)
-    yield FaultKind("kill-ranks", "SIGKILL to all ranks at once", saving, weight=8)
-    yield FaultKind("kill-saver", "SIGKILL to a saver", saving, weight=10)
-    yield FaultKind("kill-saver-and-rank", "SIGKILL to a rank and its saver", saving, weight=8)
+    yield FaultKind("kill-rank", "SIGKILL to a rank", saving, weight=14)
+    yield FaultKind("kill-ranks", "SIGKILL to all ranks at once", saving, weight=11)
+    yield FaultKind("kill-saver", "SIGKILL to a saver", saving, weight=14)
+    yield FaultKind("kill-saver-and-rank", "SIGKILL to a rank and its saver", saving, weight=11)
     yield FaultKind("kill-agent", "SIGKILL to an agent, and so to all of its worker", saving, weight=3)
     yield FaultKind("kill-agents", "SIGKILL to all agents", saving, from_store=True, weight=2)
-    yield FaultKind("kill-upload", "an upload whose connection ends half way", saving, weight=5, of_request=True)
+    yield FaultKind("kill-upload", "an upload whose connection ends half way", saving, weight=7, of_request=True)
     yield FaultKind("pause-saver", "SIGSTOP to a saver for a while", saving)
     yield FaultKind("kill-store", "SIGKILL to the store, which comes back", saving, DURABLE, weight=3)
     yield FaultKind("pause-store", "the store does not answer for a while", saving, OURS)
@@ -110,9 +110,9 @@ def _kinds() -> Iterator[FaultKind]:
     yield FaultKind("send-twice", "uploads that arrive twice", saving, from_store=True)
     yield FaultKind("replay-uploads", "uploads of one save that arrive again during the next, in reverse", saving,
                     from_store=True)  # fmt: skip
-    yield FaultKind("kill-rank-restoring", "SIGKILL to a rank", restoring, weight=10)
-    yield FaultKind("kill-ranks-restoring", "SIGKILL to all ranks", restoring, weight=6)
-    yield FaultKind("kill-saver-restoring", "SIGKILL to a saver", restoring, weight=3)
+    yield FaultKind("kill-rank-restoring", "SIGKILL to a rank", restoring, weight=14)
+    yield FaultKind("kill-ranks-restoring", "SIGKILL to all ranks", restoring, weight=8)
+    yield FaultKind("kill-saver-restoring", "SIGKILL to a saver", restoring, weight=4)
     yield FaultKind("kill-agent-restoring", "SIGKILL to an agent", restoring, weight=2)
     yield FaultKind("kill-store-restoring", "SIGKILL to the store, which comes back", restoring, DURABLE,
                     from_store=True, weight=2)  # fmt: skip

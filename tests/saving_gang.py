@@ -78,6 +78,7 @@ class SavingGang(GangOfAgents):
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
         self._seen: set[str] = set()  # folders that were committed when last looked at
+        self._marked: set[str] = set()  # those of which it was told that they are quarantined
         self.restored_from = ""  # the uri that the present attempt took up
         self.fault_phase: SavePhase | None = None  # where saving or restoring was when the present fault came
         self.mortal: MortalServer | None = None
@@ -164,7 +165,9 @@ class SavingGang(GangOfAgents):
         told, self._broken = self._broken, []
         lost = self._seen - here - self.damaged
         self._seen = (self._seen | here) - lost
-        marked = [folder for folder in sorted(here - self.damaged) if f"{folder}/{QUARANTINE_NAME}" in keys]
+        fine = sorted(here - self.damaged - self._marked)
+        marked = [folder for folder in fine if f"{folder}/{QUARANTINE_NAME}" in keys]
+        self._marked.update(marked)
         return [
             *told,
             *(f"{folder}: was committed, and its manifest is gone: lost" for folder in sorted(lost)),
