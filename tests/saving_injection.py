@@ -95,8 +95,11 @@ def _folder(path: str) -> str:
 
 
 # ---------------------------------------------------------------- moments
-async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object]) -> None:
-    """Do `act` when the plan says, and note what saving or restoring was doing. What gives 0 has met nobody."""
+async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object], part: str = "/step-") -> None:
+    """Do `act` when the plan says, and note what saving or restoring was doing. What gives 0 has met nobody.
+
+    `part`: of the path of requests that count.
+    """
     restores = KINDS[plan.kind].when is When.RESTORING
     with gang.lookout() as lookout:
 
@@ -122,7 +125,7 @@ async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object])
                 await asyncio.to_thread(strike_when_it_begins)
             case Moment.REQUEST:
                 method = "GET" if restores else "PUT"
-                trap = gang.proxy.trap(plan.request, strike, method=method, part="/step-", after=plan.after)
+                trap = gang.proxy.trap(plan.request, strike, method=method, part=part, after=plan.after)
                 await asyncio.to_thread(trap.sprung.wait, LATEST_SECONDS)
                 await asyncio.to_thread(trap.spring)
 
@@ -185,7 +188,8 @@ async def _kill_agents(gang: SavingGang, plan: Plan) -> None:
 
 
 async def _kill_upload(gang: SavingGang, plan: Plan) -> None:
-    await at_the_moment(gang, plan, lambda: gang.proxy.cut_uploads(1, part="/step-"))
+    """Of a shard: ministack keeps half of a manifest, as S3 does not, and then refuses to have it written again."""
+    await at_the_moment(gang, plan, lambda: gang.proxy.cut_uploads(1, part=SHARDS), part=SHARDS)
     await gang.saved()
 
 
