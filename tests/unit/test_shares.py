@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
-from mend.manifest import decode_manifest
+from mend.manifest import decode_manifest, encode_manifest
 from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, Committed, SaveFailed, share_name
 from mend.store import Data, Unreachable
 from mend.store.files import FileStore
@@ -133,6 +134,31 @@ def test_all_commit_once_and_the_shares_are_gone(tmp_path: Path) -> None:
     assert names(store) == [".metadata", "__0_0.distcp", "__1_0.distcp", MANIFEST_NAME]
     manifest = decode_manifest(store.get(next(e.key for e in store.list("step-") if e.key.endswith(MANIFEST_NAME))))
     assert (manifest.values, manifest.world_size, sorted(manifest.tensors)) == ({"of": 0}, 2, ["model.w0", "model.w1"])
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_half_a_manifest_is_no_commit(tmp_path: Path, resumed: bool) -> None:
+    """A store that keeps what was cut off on its way, and refuses the whole ever after, has committed nothing."""
+    whole = Watched(tmp_path / "whole")
+    together(*(a_saving(whole, a_snapshot(rank)) for rank in range(WORLD)))
+    place = next(entry.key for entry in whole.list("step-") if entry.key.endswith(MANIFEST_NAME))
+    store = Watched(tmp_path / "half")
+    store.put(place, whole.get(place)[:-20])
+    outcomes = together(*(a_saving(store, a_snapshot(rank), resumed=resumed) for rank in range(WORLD)))
+    assert all(isinstance(outcome, SaveFailed) for outcome in outcomes), outcomes
+    assert any("is no manifest" in outcome.error for outcome in outcomes if isinstance(outcome, SaveFailed))
+
+
+def test_a_manifest_of_another_save_is_no_commit(tmp_path: Path) -> None:
+    """Whatever put it there: it does not describe what this save has uploaded."""
+    other = Watched(tmp_path / "other")
+    together(*(a_saving(other, a_snapshot(rank)) for rank in range(WORLD)))
+    place = next(entry.key for entry in other.list("step-") if entry.key.endswith(MANIFEST_NAME))
+    moved = replace(decode_manifest(other.get(place)), step=3)
+    store = Watched(tmp_path / "here")
+    store.put(place, encode_manifest(moved))
+    outcomes = together(*(a_saving(store, a_snapshot(rank)) for rank in range(WORLD)))
+    assert all(isinstance(outcome, SaveFailed) for outcome in outcomes), outcomes
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from mend.manifest import UnreadableManifest, decode_manifest, misplacement
 from mend.protocol import (
     DCP_METADATA_NAME,
     MANIFEST_NAME,
@@ -88,6 +89,7 @@ class Saving:
         try:
             listed = self._retried(self._list) if self._resumed else {}
             if MANIFEST_NAME in listed:
+                self._retried(self._check_committed)
                 return self._committed(_stored_bytes(listed))
             return self._committed(self._retried(lambda: self._share(listed)))
         except _GivenUp as given_up:
@@ -178,6 +180,7 @@ class Saving:
             shares = each(self._read_share, range(self._world), min(_READERS, self._world // _READERS))
         except NotFound:  # another saver has just decided
             if self._is_there(MANIFEST_NAME):
+                self._check_committed()
                 return 0
             raise _GivenUp("another rank could not contribute its share") from None
         except UnreadableShare as error:
@@ -206,11 +209,22 @@ class Saving:
         try:
             commit(self._store, self._folder, origin, shares, self._signing_key)
         except AlreadyExists:  # by another saver, or by this one's predecessor
+            self._check_committed()
             _log.info("the save at step %d was committed already", self._step)
         except NotFound as error:
             raise _GivenUp(str(error)) from error
         except ValueError as error:
             raise _GivenUp(f"{type(error).__name__}: {error}") from error
+
+    def _check_committed(self) -> None:
+        """A store that keeps half of what was cut off on its way refuses the whole ever after."""
+        place = self._key(MANIFEST_NAME)
+        try:
+            found = decode_manifest(self._store.get(place))
+        except UnreadableManifest as error:
+            raise _GivenUp(f"{self._store.uri}/{place} is there already, and is no manifest: {error}") from error
+        if problem := misplacement(found, self._folder):
+            raise _GivenUp(f"{self._store.uri}/{place} is there already: {problem}")
 
     def _clean_up(self, shares: Sequence[Share]) -> None:
         """Nobody will ever commit it, and the disk may be full. The shares go last: they tell the others."""
