@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from mend.protocol import ENV_ARENA, ENV_ARENAS
-from mend_trainer.slots import Words, arena_path, create_arena
+from mend_trainer.flushing import to_flush
+from mend_trainer.slots import Words, arena_path, create_arena, packed
 
 
 class Arenas:
@@ -48,10 +49,13 @@ class Arenas:
         """Whether the store is still to get anything."""
         return any(words.is_in_debt for words in self.words)
 
-    def ask(self) -> None:
-        """Have the newest snapshot of each place saved, if it has not been."""
-        for words in self.words:
-            words.ask()
+    def flush(self, places: int) -> None:
+        """Have the newest step saved that so many ranks of this worker have whole, if nothing newer is committed."""
+        asked = self.words[:places]
+        committed = max((packed(*words.committed) for words in asked), default=0)
+        snapshots = to_flush([words.kept for words in asked], committed)
+        for words, kept in zip(asked, snapshots, strict=False):  # or there are none
+            words.ask(kept)
 
     def close(self) -> None:
         """Let them go."""

@@ -331,7 +331,7 @@ class Supervisor:
             if self._gang is None or not self._gang.is_over or self._gang.has_succeeded:
                 gone_since = None
             elif time.monotonic() - (gone_since := gone_since or time.monotonic()) > _FLUSH_SECONDS:
-                self._arenas.ask()  # what is saved already is not saved again
+                self._arenas.flush(self._gang.launch.ranks)  # what is saved already is not saved again
                 self._standbys.wake_saver()
             await asyncio.sleep(_LONELY_POLL_SECONDS)
 
