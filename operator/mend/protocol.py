@@ -215,6 +215,16 @@ class Held(Message, frozen=True, kw_only=True):
     lineage: tuple[Ancestor, ...] = ()
 
 
+class Pending(Message, frozen=True, kw_only=True):
+    """The newest snapshots of one worker's ranks, which all have published; their digests are still being taken."""
+
+    attempt: int
+    step: int
+    world_size: int
+    ranks: tuple[int, ...]  # all of this worker
+    step_seconds: float  # how long that step took, and would take once more
+
+
 class Holder(Message, frozen=True, kw_only=True):
     """Where one rank's snapshot of a save lies."""
 
@@ -260,6 +270,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
+    pending: Pending | None = None  # newer than what is held; None also from an agent that is older than this field
     saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
     store_requests: int = 0  # to the store, by this worker's saver since it began

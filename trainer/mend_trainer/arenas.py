@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from mend.protocol import ENV_ARENA, ENV_ARENAS
-from mend_trainer.flushing import to_flush
-from mend_trainer.slots import Words, arena_path, create_arena, packed
+from mend_trainer.flushing import in_common, to_flush
+from mend_trainer.slots import Words, arena_path, create_arena, packed, unpacked
 
 
 class Arenas:
@@ -38,6 +38,11 @@ class Arenas:
         """Step of the newest checkpoint of that attempt to which this place has contributed; -1: none."""
         found, step = self.words[place].committed if place < len(self.words) else (0, -1)
         return step if found == attempt else -1
+
+    def reached(self, places: int) -> tuple[int, int]:
+        """Attempt and step of the newest snapshots that so many ranks of this worker have whole; (0, -1): none."""
+        newest = in_common([words.kept for words in self.words[:places]])[:1]
+        return unpacked(newest[0][0].reached) if newest else (0, -1)
 
     @property
     def needed_bytes(self) -> int:

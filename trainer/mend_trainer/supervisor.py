@@ -162,6 +162,7 @@ class Supervisor:
             quarantined=gang.told.quarantined if gang else (),
             save=save_report(gang.told, now) if gang else None,
             held=self._holding.held,
+            pending=gang.pending(self._holding.held) if gang else None,
             saver_port=self._standbys.saver_port,
             memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             store_requests=self._holding.requests,
@@ -180,7 +181,8 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
-                return  # told at the next interval: it may change with every step
+                if self._gang is None or all(rank.is_alive for rank in self._gang.ranks):
+                    return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store
