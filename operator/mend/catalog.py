@@ -19,6 +19,7 @@ from mend.protocol import (
     OWNER_KEY,
     PINNED_NAME,
     QUARANTINE_NAME,
+    SAVE_FOLDER,
     TOKENIZERS_FOLDER,
     VERIFIED_NAME,
     CheckpointRef,
@@ -43,7 +44,7 @@ _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json
 _MENDS: Final = re.compile(
     rf"step-\d{{12}}/|({ANNOUNCEMENTS_FOLDER}|{INCIDENTS_FOLDER}|{TOKENIZERS_FOLDER})/|{OWNER_KEY}$|\.|lost\+found/"
 )
-_SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
+_SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 
 
 class Owner(Message, frozen=True, kw_only=True):
@@ -341,7 +342,7 @@ def forgotten(
         for each, save in named
         if save is not None
         and newest - each.begun_unix_seconds >= old_seconds
-        and (int(save[3]) < attempt or save[1] in committed)
+        and (int(save["attempt"]) < attempt or save["folder"] in committed)
     ]
 
 
@@ -376,7 +377,7 @@ def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
     saves: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if found := _SAVE.fullmatch(entry.key):
-            saves.setdefault(found[1], {})[found[4]] = entry
+            saves.setdefault(found["folder"], {})[found["name"]] = entry
     return saves
 
 
@@ -386,7 +387,7 @@ def _save(uri: str, entries: dict[str, Entry]) -> StoredSave:
     quarantined = entries.get(QUARANTINE_NAME)
     return StoredSave(
         uri=uri,
-        attempt=int(named[3]),
+        attempt=int(named["attempt"]),
         modified_at=max(entry.modified_unix_seconds for entry in entries.values()),
         committed=MANIFEST_NAME in entries and entries[MANIFEST_NAME].bytes != len(SWEPT),
         quarantined_at=quarantined.modified_unix_seconds if quarantined else None,
@@ -407,7 +408,7 @@ def _marked(known: StoredCheckpoint, entries: dict[str, Entry]) -> StoredCheckpo
 def _described(uri: str, save: str, raw: bytes, key: bytes | None) -> StoredCheckpoint:
     named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
     assert named is not None
-    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named[2]), attempt=int(named[3]))
+    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named["step"]), attempt=int(named["attempt"]))
     try:
         manifest = decode_manifest(raw, key)
     except Untrusted:

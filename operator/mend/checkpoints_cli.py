@@ -29,14 +29,14 @@ from mend.kube.client import KubeClient
 from mend.kube.errors import ApiError
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest, encode_manifest, signing_key
 from mend.model import RunStatus, StoredCheckpoint, WishState
-from mend.protocol import ANNOTATION_SAVE_NOW, ENV_SIGNING_KEY, MANIFEST_NAME, OWNER_KEY, PINNED_NAME
+from mend.protocol import ANNOTATION_SAVE_NOW, ENV_SIGNING_KEY, MANIFEST_NAME, OWNER_KEY, PINNED_NAME, SAVE_FOLDER
 from mend.restore import is_on_lineage, on_lineage
 from mend.store import Forbidden, NotFound, Store, StoreError, open_store
 from mend.verify import Verification, leave_note, verify
 
 STORE_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.5
-_CHECKPOINT: Final = re.compile(r"(.+)/(step-\d{12}/\d{6,}-[^/]+)/?")
+_CHECKPOINT: Final = re.compile(rf"(?P<prefix>.+)/(?P<folder>{SAVE_FOLDER})/?")
 
 
 class Refused(Exception):
@@ -128,14 +128,14 @@ def find(options: argparse.Namespace) -> Place:
         run = f"{options.namespace}/{options.source}"
     one = _CHECKPOINT.fullmatch(uri)
     try:
-        store = open_store(one[1] if one else uri, endpoint, deadline_seconds=STORE_SECONDS)
+        store = open_store(one["prefix"] if one else uri, endpoint, deadline_seconds=STORE_SECONDS)
     except ValueError as error:
         raise Refused(str(error)) from error
     owner = _owner(store)
     if not uid and owner is not None:
         uid = owner.uid
     key = _key(options, options.run_name or run or (f"{owner.namespace}/{owner.name}" if owner else ""))
-    return Place(store=store, uid=uid, status=status, folder=one[2] if one else "", key=key)
+    return Place(store=store, uid=uid, status=status, folder=one["folder"] if one else "", key=key)
 
 
 async def _get_run(options: argparse.Namespace) -> dict[str, Any]:

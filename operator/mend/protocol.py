@@ -524,8 +524,8 @@ MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 
+SAVE_FOLDER: Final = r"step-(?P<step>\d{12})/(?P<attempt>\d{6,12})-(?P<save_id>[^/]+)"  # of every save, as a pattern
 _LAST: Final = 10**12 - 1  # attempt and step that an announcement can tell
-_SAVE_FOLDER: Final = re.compile(r"step-(\d{12})/(\d{6,12})-([^/]+)")
 _ANNOUNCEMENT: Final = re.compile(rf"{ANNOUNCEMENTS_FOLDER}/(\d{{12}})-(\d{{12}})-([^/]+)")
 
 
@@ -549,7 +549,7 @@ def announcement_key(folder: str) -> str:
 
     Written before the manifest. Within a lineage a later attempt is further than the one before was when it was left.
     """
-    found = _SAVE_FOLDER.fullmatch(folder)
+    found = re.fullmatch(SAVE_FOLDER, folder)
     if found is None:
         raise ValueError(f"{folder!r} is no folder of a save: expected step-STEP/ATTEMPT-SAVE")
     step, attempt, save_id = found.groups()
