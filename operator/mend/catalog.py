@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import ClassVar, Final
 
@@ -193,9 +194,10 @@ class Catalog:
             if newest.ref.uri in uris:
                 raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
         spared: list[str] = []
+        newest_verified = cache(self._newest_verified)  # spared in any case, so it stays what it is
         for folder in folders:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
-            if self._is_worth_more(folder, keys):
+            if _is_worth_more(folder, keys, newest_verified):
                 spared.append(f"{self._store.uri}/{folder}")
                 continue
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
@@ -203,13 +205,10 @@ class Catalog:
             self._store.delete([announcement_key(folder)])  # last: what is not announced would not be found again
         return tuple(spared)
 
-    def _is_worth_more(self, folder: str, keys: Sequence[str]) -> bool:
-        if f"{folder}/{PINNED_NAME}" in keys:
-            return True
-        if f"{folder}/{VERIFIED_NAME}" not in keys or f"{folder}/{QUARANTINE_NAME}" in keys:
-            return False
+    def _newest_verified(self) -> str:
+        """Its folder; "" if there is none."""
         verified = [each for each in self.newest(_shows_a_verified_one)[0] if each.verified and not each.quarantined]
-        return not verified or verified[-1].ref.uri == f"{self._store.uri}/{folder}"
+        return verified[-1].ref.uri.removeprefix(f"{self._store.uri}/") if verified else ""
 
     def sweep(self, attempt: int) -> tuple[str, ...]:
         """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
@@ -349,6 +348,14 @@ def forgotten(
 def _in_words(doubted: Mapping[str, str]) -> str:
     first = next(iter(doubted.items()), None)
     return f"{len(doubted)} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
+
+
+def _is_worth_more(folder: str, keys: Sequence[str], newest_verified: Callable[[], str]) -> bool:
+    """Whether what lies in this folder may not go, whatever was decided: it is pinned, or the newest verified one."""
+    if f"{folder}/{PINNED_NAME}" in keys:
+        return True
+    is_verified = f"{folder}/{VERIFIED_NAME}" in keys and f"{folder}/{QUARANTINE_NAME}" not in keys
+    return is_verified and newest_verified() in ("", folder)
 
 
 def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:

@@ -12,6 +12,7 @@ from manifests import a_manifest
 from mend.catalog import Catalog, NewerCheckpoint, Owner, PrefixOwned, PruneRefused
 from mend.manifest import MANIFEST_VERSION, StoredObject, encode_manifest
 from mend.protocol import (
+    ANNOUNCEMENTS_FOLDER,
     DCP_METADATA_NAME,
     MANIFEST_NAME,
     OWNER_KEY,
@@ -219,6 +220,18 @@ def test_the_newest_verified_is_spared_also_if_it_was_verified_meanwhile(store: 
     store.put(f"{checkpoint_key(2, 1, 'a')}/{VERIFIED_NAME}", b"{}")
     assert Catalog(store).prune([refs[0].uri]) == ()
     assert [each.ref for each in Catalog(store).checkpoints()] == refs[1:]
+
+
+def test_the_newest_verified_is_looked_for_once(store: CountingStore) -> None:
+    """However many of those that go were verified; and not at all if none was."""
+    refs = [a_checkpoint(store, step) for step in range(1, 8)]
+    for step in (1, 2, 3, 4, 6):
+        store.put(f"{checkpoint_key(step, 1, 'a')}/{VERIFIED_NAME}", b"{}")
+    for going, looks in ((refs[:4], 2), (refs[4:5], 1)):
+        store.listed.clear()
+        assert Catalog(store).prune([each.uri for each in going]) == ()
+        assert store.listed.count(f"{ANNOUNCEMENTS_FOLDER}/") == looks, "the first is for the newest of all"
+    assert [each.ref for each in Catalog(store).checkpoints()] == refs[5:]
 
 
 @pytest.mark.parametrize("uri", ["", "/step-000000000001", "/../other/step-000000000001/000001-a", "/owner.json"])
