@@ -183,6 +183,24 @@ async def test_what_hung_ranks_cannot_save_is_saved_for_them(tmp_path: Path) -> 
         assert saved[0].attempt == 1
 
 
+async def test_what_ranks_leave_in_memory_is_saved_if_no_others_come(tmp_path: Path) -> None:
+    """Killed ranks that nobody launches anew: after a while their newest snapshots become a checkpoint."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", memory_interval_steps=5)
+    async with a_worker(tmp_path) as client:
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: whole(beat, 20), "a snapshot in memory")
+        for rank in (0, 1):
+            os.kill(pid_of(beat, rank), signal.SIGKILL)
+        beat = await client.until(lambda beat: has_exit(0, 1)(beat) and has_exit(1, 1)(beat) and not beat.pending)
+        left = whole(beat)
+        assert left is not None
+        beat = await client.until(lambda beat: beat.save is not None and beat.save.committed, "a checkpoint")
+        assert beat.save is not None
+        assert beat.save.committed is not None
+        assert beat.save.committed.step == left.step
+        assert next_attempt(open_store(plan.uri))[1] == (beat.save.committed,)
+
+
 async def test_a_save_is_finished_although_its_rank_was_killed(tmp_path: Path) -> None:
     """Ranks killed as soon as a save was staged: it is committed all the same, and told by the agent."""
     plan = CheckpointPlan(uri=f"file://{tmp_path}/run", interval_steps=30)

@@ -54,13 +54,17 @@ class Arenas:
         """Whether the store is still to get anything."""
         return any(words.is_in_debt for words in self.words)
 
-    def flush(self, places: int) -> None:
-        """Have the newest step saved that so many ranks of this worker have whole, if nothing newer is committed."""
+    def flush(self, places: int) -> bool:
+        """Have the newest step saved that so many ranks of this worker have whole, if nothing newer is committed.
+
+        Whether there is something new to do for the saver.
+        """
         asked = self.words[:places]
         committed = max((packed(*words.committed) for words in asked), default=0)
         snapshots = to_flush([words.kept for words in asked], committed)
         for words, kept in zip(asked, snapshots, strict=False):  # or there are none
             words.ask(kept)
+        return any(not kept.is_owed for kept in snapshots)
 
     def close(self) -> None:
         """Let them go."""
