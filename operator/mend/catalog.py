@@ -1,4 +1,4 @@
-"""What lies under a run's prefix in the store: whose it is, what is committed, what is kept, and what may go."""
+"""What lies under a run's prefix in the store: what is committed, what is kept, and what may go."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ import msgspec
 
 from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
 from mend.model import StoredCheckpoint, StoredSave, StoreView
+from mend.ownership import Owner, claim
 from mend.protocol import (
     ANNOUNCEMENTS_FOLDER,
     INCIDENTS_FOLDER,
     MANIFEST_NAME,
-    OWNER_KEY,
     PINNED_NAME,
     QUARANTINE_NAME,
     SAVE_FOLDER,
-    TOKENIZERS_FOLDER,
     VERIFIED_NAME,
     CheckpointRef,
-    Message,
     announced_folder,
     announcement_key,
 )
@@ -41,33 +39,7 @@ _BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need n
 # In place of a manifest; told from one by its length, which no manifest has.
 SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
-# What a prefix may hold before it is claimed: a run that no controller looked after may have saved there.
-_MENDS: Final = re.compile(
-    rf"step-\d{{12}}/|({ANNOUNCEMENTS_FOLDER}|{INCIDENTS_FOLDER}|{TOKENIZERS_FOLDER})/|{OWNER_KEY}$|\.|lost\+found/"
-)
 _SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
-
-
-class Owner(Message, frozen=True, kw_only=True):
-    """The run that a prefix belongs to. It names no cluster: a run may move, its name and prefix move with it."""
-
-    namespace: str
-    name: str
-    uid: str
-
-
-class PrefixOwned(StoreError):
-    """The prefix belongs to another run."""
-
-    reason: ClassVar[str] = "PrefixOwned"
-    remedy: ClassVar[str] = "give each run a prefix of its own in spec.checkpoint.uri"
-
-
-class PrefixInUse(StoreError):
-    """The prefix belongs to no run and holds something that is not mend's."""
-
-    reason: ClassVar[str] = "PrefixInUse"
-    remedy: ClassVar[str] = "name an empty prefix in spec.checkpoint.uri"
 
 
 class PruneRefused(StoreError):
@@ -112,7 +84,7 @@ class Catalog:
         With `enough` the view may be partial: it ends where that says so, beginning with the newest.
         """
         try:
-            self.claim(owner)
+            claim(self._store, owner)
             found, partial = self.newest(enough) if enough else (self.checkpoints(), False)
             return StoreView(
                 listed=True,
@@ -123,26 +95,6 @@ class Catalog:
             )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
-
-    def claim(self, owner: Owner) -> None:
-        """Make the prefix this run's, or find that it is; raises `PrefixOwned` if it is another's.
-
-        A run of the same name and another uid is the same run made anew: it takes the prefix over.
-        """
-        found = self._owner()
-        if found is None:
-            self._refuse_what_is_not_mends()
-            with contextlib.suppress(AlreadyExists):  # whose it is shows below
-                self._store.put_if_absent(OWNER_KEY, msgspec.json.encode(owner))
-            found = self._owner()
-        if found is not None and found != owner and (found.namespace, found.name) == (owner.namespace, owner.name):
-            self._store.put(OWNER_KEY, msgspec.json.encode(owner))
-            found = self._owner()
-        # Read back even after a conditional write: a store that ignores the condition lets the last writer win.
-        if found != owner:
-            by = f"run {found.namespace}/{found.name} (uid {found.uid})" if found else "nobody, although it was claimed"
-            remedy = f"{PrefixOwned.remedy}; if that run is gone for good, delete {OWNER_KEY} there"
-            raise PrefixOwned(self._store.uri, f"it is owned by {by}", remedy=remedy)
 
     def newest(self, enough: Enough) -> tuple[tuple[StoredCheckpoint, ...], bool]:
         """Committed checkpoints by step, the newest of them until `enough` says so; and whether there may be more.
@@ -266,23 +218,6 @@ class Catalog:
         found = [each for each in self._store.list(f"{INCIDENTS_FOLDER}/") if _DOSSIER.fullmatch(each.key)]
         found.sort(key=lambda each: (each.modified_unix_seconds, each.key))
         self._store.delete([each.key for each in found[:-KEPT_DOSSIERS]])
-
-    def _refuse_what_is_not_mends(self) -> None:
-        """A prefix that nobody has claimed and that holds other things is more likely a slip than meant."""
-        for entry in islice(self._store.list("", delimiter="/"), _PAGE):
-            if not _MENDS.match(entry.key):
-                raise PrefixInUse(self._store.uri, f"holds {entry.key!r}, which mend has not written")
-
-    def _owner(self) -> Owner | None:
-        try:
-            raw = self._store.get(OWNER_KEY)
-        except NotFound:
-            return None
-        try:
-            return msgspec.json.decode(raw, type=Owner)
-        except msgspec.MsgspecError as error:
-            where = f"{self._store.uri}/{OWNER_KEY}"
-            raise PrefixOwned(where, f"is not mend's: {error}; the prefix holds something else") from error
 
     def _announced(self) -> Iterator[str]:
         """The folders of announced saves, newest first, page by page. What they announce may be gone, or a lie."""

@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from mend.apply import TRAINING_RUNS
-from mend.catalog import Catalog, Owner
+from mend.catalog import Catalog
 from mend.crstatus import UnreadableStatus, from_resource
 from mend.kube.client import KubeClient
 from mend.kube.errors import ApiError
 from mend.manifest import signing_key
 from mend.model import RunStatus, StoredCheckpoint
-from mend.protocol import ENV_SIGNING_KEY, OWNER_KEY, SAVE_FOLDER
+from mend.ownership import Owner, PrefixOwned, owner_of
+from mend.protocol import ENV_SIGNING_KEY, SAVE_FOLDER
 from mend.restore import on_lineage
-from mend.store import NotFound, Store, StoreError, open_store
+from mend.store import Store, StoreError, open_store
 
 STORE_SECONDS: Final = 15.0
 _CHECKPOINT: Final = re.compile(rf"(?P<prefix>.+)/(?P<folder>{SAVE_FOLDER})/?")
@@ -116,8 +115,8 @@ async def _get_run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _owner(store: Store) -> Owner | None:
     try:
-        return msgspec.json.decode(store.get(OWNER_KEY), type=Owner)
-    except (NotFound, msgspec.MsgspecError):
+        return owner_of(store)
+    except PrefixOwned:  # by something that is not mend
         return None
 
 
