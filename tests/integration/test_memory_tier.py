@@ -184,7 +184,7 @@ async def test_what_hung_ranks_cannot_save_is_saved_for_them(tmp_path: Path) -> 
 
 
 async def test_what_ranks_leave_in_memory_is_saved_if_no_others_come(tmp_path: Path) -> None:
-    """Of killed ranks that nobody launches anew: the newest step after a while, or if that is given up the one before."""
+    """Of killed ranks that nobody launches anew: the newest step, or once that is given up the one before."""
     plan = CheckpointPlan(uri=f"file://{tmp_path}/run", memory_interval_steps=50)
     async with a_worker(tmp_path) as client:
         await launch(client, 1, plan)
