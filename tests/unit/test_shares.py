@@ -248,6 +248,16 @@ def test_a_peer_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -
     assert isinstance(a_saving(store, a_snapshot(1)).run(), Committed)
 
 
+@pytest.mark.parametrize("early", [0, 1])
+def test_who_comes_after_a_peer_has_given_up_finds_its_share(early: int, tmp_path: Path) -> None:
+    """As where a worker flushed a newer step first: the share of whoever waited in vain lies there, and it commits."""
+    store = Watched(tmp_path)
+    waited = a_saving(store, a_snapshot(early), patience_seconds=0.2).run()
+    assert isinstance(waited, SaveFailed)
+    assert isinstance(a_saving(store, a_snapshot(1 - early)).run(), Committed)
+    assert MANIFEST_NAME in names(store)
+
+
 def test_a_damaged_share_commits_nothing(tmp_path: Path) -> None:
     """A share with a flipped bit is noticed by who would commit: what it says would become the manifest."""
     store = Watched(tmp_path)
