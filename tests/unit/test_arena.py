@@ -157,6 +157,8 @@ def test_ranks_that_died_in_the_middle_of_a_copy_owe_what_they_have_in_common() 
         take(arena, 1, owed=False)
     take(ahead, 2, owed=False)
     draw(behind, 2)
+    assert arenas.reached(2) == (1, 1)
+    assert arenas.reached(1) == (1, 2)
     for _ in range(2):
         arenas.flush(2)
         owed = [[each.header.origin.step for each in arena.snapshots() if each.is_owed] for arena in (ahead, behind)]
