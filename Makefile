@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BENCHMARKS = $(filter-out campaign checkpoint_campaign peer_copies,$(patsubst benchmarks/%.py,%,$(shell grep -l 'return publish' benchmarks/*.py)))
 FAULTS ?= 1000
-COUNT ?= 2000
+COUNT ?= 1350
 SEED ?= 1
 
 VENV := .venv
@@ -56,7 +56,7 @@ bench-faults: $(READY) ## 1,000 faults of every kind at real gangs, and who was 
 	@$(BIN)/python benchmarks/campaign.py --count $(FAULTS) --seed $(SEED) --json benchmarks/results/campaign.json
 	@$(BIN)/python benchmarks/render.py
 
-bench-checkpoints: $(READY) ## a thousand kills and as many other faults of saving and restoring; COUNT=N SEED=S
+bench-checkpoints: $(READY) ## a thousand kills and hundreds of other faults of saving and restoring; COUNT=N SEED=S
 	$(call say,bench: $(COUNT) faults of checkpoints with seed $(SEED))
 	@$(BIN)/python benchmarks/checkpoint_campaign.py --count $(COUNT) --seed $(SEED) --json benchmarks/results/checkpoint_campaign.json
 	@$(BIN)/python benchmarks/render.py

@@ -161,7 +161,9 @@ async def _ours(folder: Path, kinds: Sequence[FaultKind], step: float, tell: Cal
         kinds = [kind for kind in kinds if kind.name != "hold-gil"]
     command = [sys.executable, str(PROGRAM)]
     found = []
-    async with Workbench(a_spec(RANKS, 1, command), command, folder, env) as bench:
+    # Hurt so often, mend would wait ever longer before it kills; noticing, which is measured, comes before that.
+    spec = a_spec(RANKS, 1, command, health={"limits": {"pause": "500ms"}})
+    async with Workbench(spec, command, folder, env) as bench:
         for number, kind in enumerate(kinds):
             try:
                 await bench.until(lambda: bench.steps_done() >= LEARNT_STEPS, "steady steps", PATIENCE_SECONDS)

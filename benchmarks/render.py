@@ -122,6 +122,8 @@ def _section(name: str, facts: Mapping[str, Any]) -> str:
         parts.append(confusion_table(facts["confusion"]))
     if "counts" in facts:
         parts.append(counts_table(facts["counts"]))
+    if "phases" in facts:
+        parts.append(phases_table(facts["phases"]))
     if "parts" in facts:
         parts.append(parts_table(facts["parts"]))
     if "picture" in facts:
@@ -155,9 +157,18 @@ def confusion_table(confusion: Mapping[str, Mapping[str, Any]]) -> str:
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     """By kind of fault, how often each thing came of it."""
+    return "By kind of fault:\n\n" + _counted(dict(sorted(counts.items())))
+
+
+def phases_table(phases: Mapping[str, Mapping[str, int]]) -> str:
+    """By kind of kill, what saving or restoring was doing when it came."""
+    return "Kills by what saving or restoring was doing when they came:\n\n" + _counted(phases)
+
+
+def _counted(counts: Mapping[str, Mapping[str, int]]) -> str:
     words = list(dict.fromkeys(word for line in counts.values() for word in line))
-    body = [[kind, *(str(line.get(word, "")) for word in words)] for kind, line in sorted(counts.items())]
-    return "By kind of fault:\n\n" + _table(["", *words], body)
+    body = [[kind, *(str(line.get(word, "")) for word in words)] for kind, line in counts.items()]
+    return _table(["", *words], body)
 
 
 def parts_table(parts: Mapping[str, Mapping[str, float]]) -> str:

@@ -198,7 +198,9 @@ async def an_agent(
             agent.end()
 
 
-STEPS = str(Path(__file__).parent / "programs" / "steps.py")  # a gang of all_reduce steps, with faults on request
+_PROGRAMS = Path(__file__).parent / "programs"
+LOOP = str(_PROGRAMS / "loop.py")  # a loop under a session
+STEPS = str(_PROGRAMS / "steps.py")  # a gang of all_reduce steps, with faults on request
 
 
 def a_launch(

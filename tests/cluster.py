@@ -92,7 +92,7 @@ class TrainingCluster:
                     "interval": "10 steps",
                 },
                 # Learnt limits come near the floor; on a busy machine a step may well take a second.
-                "health": {"limits": {"start": "2m", "firstStep": "1m", "floor": "4s"}},
+                "health": {"limits": {"start": "2m", "firstStep": "1m", "floor": "4s", "pause": "2s"}},
                 **spec,
             },
         }

@@ -237,7 +237,7 @@ def _spec(workers: int, ranks: int, floor: str) -> Spec:
                 "template": {"spec": {"containers": [trainer]}},
             },
             "checkpoint": {"uri": "s3://bucket/run"},
-            "health": {"heartbeatInterval": "100ms", "limits": {"floor": floor}},
+            "health": {"heartbeatInterval": "100ms", "limits": {"floor": floor, "pause": "2s"}},
             "recovery": {"rollBackOnDivergence": True},
         }
     )

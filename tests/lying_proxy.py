@@ -6,12 +6,16 @@ What it answers badly is in `tests/s3.py`; here is what nobody notices from the 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
 
+from reached import State
 from s3 import Fault, FaultyProxy, S3Server, _matcher
+
+_OF_A_SAVE = re.compile(r"/step-(\d{12})/(\d{6,})-[^/]+/([^/?]+)$")
 
 
 class Trap:
@@ -41,8 +45,10 @@ class Trap:
         with self._lock:
             first, self._begun = not self._begun, True
         if first:
-            self._act()
-            self.sprung.set()
+            try:
+                self._act()
+            finally:
+                self.sprung.set()
         self.sprung.wait()
 
 
@@ -53,7 +59,12 @@ class LyingProxy(FaultyProxy):
         super().__init__(target)
         self.spoilt: list[str] = []
         self._traps: list[Trap] = []
+        self._uploads: dict[State, dict[str, bool]] = {}
         self._recorded: dict[str, tuple[BaseHTTPRequestHandler, bytes]] = {}
+
+    def uploads(self, save: State) -> Mapping[str, bool]:
+        """The objects of a save that were begun to be uploaded, by name, and whether the server has answered."""
+        return self._uploads.get(save, {})
 
     def flip_answers(self, times: int, part: str = "", place: float = 0.5) -> None:
         """Flip one bit of the answer's body, at that share of its length."""
@@ -62,6 +73,10 @@ class LyingProxy(FaultyProxy):
     def flip_uploads(self, times: int, part: str = "", place: float = 0.5) -> None:
         """Flip one bit of what is uploaded."""
         self._lay(Fault(f"flip-up {place}", _matcher("PUT", part), times))
+
+    def cut_uploads(self, times: int, part: str = "") -> None:
+        """Hand half of what is uploaded on, then hang up on both."""
+        self._lay(Fault("cut-up", _matcher("PUT", part), times))
 
     def send_twice(self, times: int, method: str = "PUT", part: str = "") -> None:
         """Hand the request on twice."""
@@ -93,12 +108,19 @@ class LyingProxy(FaultyProxy):
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """One request, with whoever waits for it let in before and after."""
         path = handler.path
+        self._note_upload(handler, answered=False)
         for trap in self._traps:
             trap.come_by(handler.command, path, after=False)
         with contextlib.suppress(OSError, HTTPException):  # whoever asked is dead, or the server is
             super().answer(handler)
+            self._note_upload(handler, answered=True)
         for trap in self._traps:
             trap.come_by(handler.command, path, after=True)
+
+    def _note_upload(self, handler: BaseHTTPRequestHandler, *, answered: bool) -> None:
+        if handler.command == "PUT" and (found := _OF_A_SAVE.search(handler.path)):
+            save = State(int(found[1]), int(found[2]))
+            self._uploads.setdefault(save, {})[found[3]] = answered
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
         word, _, place = kind.partition(" ")
@@ -109,6 +131,8 @@ class LyingProxy(FaultyProxy):
             case "flip":
                 answer, content = self._ask(handler, body)
                 self._tell(handler, answer, flipped(content, float(place)), len(content))
+            case "cut-up":
+                self._ask_by_halves(handler, body)
             case "twice":
                 self._ask(handler, body)
                 super()._forward(handler, body, "")
@@ -117,6 +141,11 @@ class LyingProxy(FaultyProxy):
                 super()._forward(handler, body, "")
             case _:
                 super()._forward(handler, body, kind)
+
+    def _ask_by_halves(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        upstream = self._begin(handler)
+        with contextlib.closing(upstream):
+            upstream.endheaders(body[: len(body) // 2])
 
 
 def flipped(raw: bytes, place: float, bit: int = 2) -> bytes:

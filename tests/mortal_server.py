@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -68,14 +69,14 @@ class MortalServer:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False, capture_output=True)
 
 
-@contextlib.contextmanager
-def a_mortal_server(ground: Ground, folder: Path) -> Iterator[MortalServer]:
+@contextlib.asynccontextmanager
+async def a_mortal_server(ground: Ground, folder: Path) -> AsyncIterator[MortalServer]:
     """A server for the length of a block."""
-    server = MortalServer(ground, folder)
+    server = await asyncio.to_thread(MortalServer, ground, folder)
     try:
         yield server
     finally:
-        server.close()
+        await asyncio.to_thread(server.close)
 
 
 def _mount(folder: Path) -> bool:

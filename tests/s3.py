@@ -247,15 +247,20 @@ class FaultyProxy:
 
     def _ask(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
         """The server's own answer to the request."""
-        upstream = http.client.HTTPConnection(str(self._target.hostname), self._target.port, timeout=60)
+        upstream = self._begin(handler)
         with contextlib.closing(upstream):
-            upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in handler.headers.items():
-                if name.lower() != "expect":
-                    upstream.putheader(name, value)
             upstream.endheaders(body)
             answer = upstream.getresponse()
             return answer, answer.read()
+
+    def _begin(self, handler: BaseHTTPRequestHandler) -> http.client.HTTPConnection:
+        """The request's headers on their way to the server, but for their end."""
+        upstream = http.client.HTTPConnection(str(self._target.hostname), self._target.port, timeout=60)
+        upstream.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in handler.headers.items():
+            if name.lower() != "expect":
+                upstream.putheader(name, value)
+        return upstream
 
     def _tell(
         self, handler: BaseHTTPRequestHandler, answer: http.client.HTTPResponse, content: bytes, length: int

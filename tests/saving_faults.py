@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-BLOCK: Final = 25  # injections that one gang and one prefix live through
-REQUESTS_OF_A_SAVE: Final = 8  # a few more than any save sends: beyond its end, time decides
-SAVE_SECONDS: Final = 0.5
-RESTORE_SECONDS: Final = 0.6
+BLOCK: Final = 50  # injections that one gang and one prefix live through
+REQUESTS_OF_A_SAVE: Final = 8  # uploads, and a few more than any save makes: the rest meets the next save
+REQUESTS_OF_A_RESTORE: Final = 5  # reads
 IN_MEMORY_OFTEN: Final = 0.5
-BY_REQUEST_OFTEN: Final = 0.7
 SHAPES: Final = ((1, 2), (2, 1))
 
 
@@ -41,6 +39,21 @@ class When(StrEnum):
     RESTING = "at rest"
 
 
+class Moment(StrEnum):
+    """What a fault waits for."""
+
+    CLOCK = "clock"  # so many seconds
+    PHASE = "phase"  # the victim begins to save or to restore, then so many seconds: a copy lasts half a millisecond
+    REQUEST = "request"  # to the store
+
+
+# How often each, and what `seconds` are drawn from: the steps between two saves or a start, a copy or a load.
+SAVING_MOMENTS: Final = {Moment.REQUEST: 0.5, Moment.PHASE: 0.3, Moment.CLOCK: 0.2}
+RESTORING_MOMENTS: Final = {Moment.REQUEST: 0.3, Moment.PHASE: 0.4, Moment.CLOCK: 0.3}
+SAVING_SECONDS: Final = {Moment.REQUEST: 0.0, Moment.PHASE: 0.015, Moment.CLOCK: 0.4}
+RESTORING_SECONDS: Final = {Moment.REQUEST: 0.0, Moment.PHASE: 0.1, Moment.CLOCK: 0.4}
+
+
 @dataclass(frozen=True, slots=True)
 class FaultKind:
     """One way to go wrong. `from_store`: what is restored afterwards comes from there, or the fault would not show."""
@@ -51,11 +64,17 @@ class FaultKind:
     grounds: frozenset[Ground] = ANY
     from_store: bool = False
     weight: int = 1
+    of_request: bool = False  # it befalls one request
+
+    @property
+    def is_kill(self) -> bool:
+        """Whether something is killed, and goes on only after another start."""
+        return self.name.startswith("kill-")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One injection. `request` and `after`, or `seconds`: the moment; `place`: the byte, as a share of the whole."""
+    """One injection. `place`: the byte, as a share of the whole."""
 
     number: int
     ground: str
@@ -63,8 +82,10 @@ class Plan:
     ranks: int  # of each worker
     kind: str
     victim: int  # a rank, and so its worker
-    request: int  # counted from 0; -1: `seconds` decide
-    after: bool  # of the request: the server has answered it
+    saves: int  # that are waited for before, beside the first of the attempt
+    moment: Moment
+    request: int  # which one, counted from 0
+    after: bool  # of the request: the server has answered it; of the phase, while saving: the victim copies
     seconds: float
     place: float
     in_memory: bool  # snapshots in memory may be restored afterwards
@@ -72,14 +93,15 @@ class Plan:
 
 def _kinds() -> Iterator[FaultKind]:
     saving, restoring, resting = When.SAVING, When.RESTORING, When.RESTING
-    yield FaultKind("kill-rank", "SIGKILL to a rank", saving, weight=4)
-    yield FaultKind("kill-ranks", "SIGKILL to all ranks at once", saving, weight=4)
-    yield FaultKind("kill-saver", "SIGKILL to a saver", saving, weight=4)
-    yield FaultKind("kill-saver-and-rank", "SIGKILL to a rank and its saver", saving, weight=4)
-    yield FaultKind("kill-agent", "SIGKILL to an agent, and so to all of its worker", saving, weight=2)
+    yield FaultKind("kill-rank", "SIGKILL to a rank", saving, weight=14)
+    yield FaultKind("kill-ranks", "SIGKILL to all ranks at once", saving, weight=11)
+    yield FaultKind("kill-saver", "SIGKILL to a saver", saving, weight=14)
+    yield FaultKind("kill-saver-and-rank", "SIGKILL to a rank and its saver", saving, weight=11)
+    yield FaultKind("kill-agent", "SIGKILL to an agent, and so to all of its worker", saving, weight=3)
     yield FaultKind("kill-agents", "SIGKILL to all agents", saving, from_store=True, weight=2)
+    yield FaultKind("kill-upload", "the upload of a shard ends half way", saving, weight=7, of_request=True)
     yield FaultKind("pause-saver", "SIGSTOP to a saver for a while", saving)
-    yield FaultKind("kill-store", "SIGKILL to the store, which comes back", saving, DURABLE, weight=2)
+    yield FaultKind("kill-store", "SIGKILL to the store, which comes back", saving, DURABLE, weight=3)
     yield FaultKind("pause-store", "the store does not answer for a while", saving, OURS)
     yield FaultKind("fill-disk", "no space left where the store writes", saving, DURABLE)
     yield FaultKind("refuse-uploads", "HTTP 503 to uploads", saving)
@@ -88,11 +110,12 @@ def _kinds() -> Iterator[FaultKind]:
     yield FaultKind("send-twice", "uploads that arrive twice", saving, from_store=True)
     yield FaultKind("replay-uploads", "uploads of one save that arrive again during the next, in reverse", saving,
                     from_store=True)  # fmt: skip
-    yield FaultKind("kill-rank-restoring", "SIGKILL to a rank", restoring, weight=4)
-    yield FaultKind("kill-ranks-restoring", "SIGKILL to all ranks", restoring, weight=2)
-    yield FaultKind("kill-agent-restoring", "SIGKILL to an agent", restoring)
+    yield FaultKind("kill-rank-restoring", "SIGKILL to a rank", restoring, weight=14)
+    yield FaultKind("kill-ranks-restoring", "SIGKILL to all ranks", restoring, weight=8)
+    yield FaultKind("kill-saver-restoring", "SIGKILL to a saver", restoring, weight=4)
+    yield FaultKind("kill-agent-restoring", "SIGKILL to an agent", restoring, weight=2)
     yield FaultKind("kill-store-restoring", "SIGKILL to the store, which comes back", restoring, DURABLE,
-                    from_store=True)  # fmt: skip
+                    from_store=True, weight=2)  # fmt: skip
     yield FaultKind("refuse-reads", "HTTP 500 to reads", restoring, from_store=True)
     yield FaultKind("cut-reads", "answers that end half way", restoring, from_store=True)
     yield FaultKind("flip-read", "a bit flipped on its way out of the store", restoring, from_store=True, weight=2)
@@ -134,8 +157,11 @@ def _block(seed: int, block: int, ground: Ground) -> list[Plan]:
 
 def a_plan(kind: FaultKind, number: int, ground: Ground, workers: int, ranks: int, chance: random.Random) -> Plan:
     """One injection of this kind, its moment drawn over the life of a save or of a restore."""
-    by_request = chance.random() < BY_REQUEST_OFTEN and kind.when is When.SAVING
-    length = SAVE_SECONDS if kind.when is When.SAVING else RESTORE_SECONDS
+    in_memory = chance.random() < IN_MEMORY_OFTEN and not kind.from_store
+    restores = kind.when is When.RESTORING
+    moment = _a_moment(kind, in_memory, chance)
+    seconds = (RESTORING_SECONDS if restores else SAVING_SECONDS)[moment]
+    power = 3 if moment is Moment.PHASE and not restores else 1  # of a save, what comes first is shortest
     return Plan(
         number=number,
         ground=ground.value,
@@ -143,9 +169,21 @@ def a_plan(kind: FaultKind, number: int, ground: Ground, workers: int, ranks: in
         ranks=ranks,
         kind=kind.name,
         victim=chance.randrange(workers * ranks),
-        request=chance.randrange(REQUESTS_OF_A_SAVE) if by_request else -1,
-        after=chance.random() < 0.5,
-        seconds=round(chance.uniform(0.0, length), 4),
+        saves=chance.randrange(2) if kind.is_kill else 2,
+        moment=moment,
+        request=chance.randrange(REQUESTS_OF_A_RESTORE if restores else REQUESTS_OF_A_SAVE),
+        after=chance.random() < 0.5 and not kind.of_request,
+        seconds=round(seconds * chance.random() ** power, 6),
         place=round(chance.random(), 6),
-        in_memory=chance.random() < IN_MEMORY_OFTEN and not kind.from_store,
+        in_memory=in_memory,
     )
+
+
+def _a_moment(kind: FaultKind, in_memory: bool, chance: random.Random) -> Moment:
+    often = RESTORING_MOMENTS if kind.when is When.RESTORING else SAVING_MOMENTS
+    (drawn,) = chance.choices(tuple(often), tuple(often.values()))
+    if kind.of_request:
+        return Moment.REQUEST
+    if drawn is Moment.REQUEST and kind.when is When.RESTORING and in_memory:
+        return Moment.PHASE  # the store is not asked
+    return drawn

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
 from mend.agents import AgentError
 from mend.catalog import Catalog, Owner
-from mend.manifest import decode_manifest
+from mend.manifest import UnreadableManifest, decode_manifest
 from mend.model import AgentView, RunStatus, StoredCheckpoint
 from mend.protocol import (
     ENV_TLS_PEM,
@@ -39,10 +39,12 @@ from mend.protocol import (
 from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
 from mend.selfsigned import self_signed
 from mend.spec import Checkpointing
-from mend.store import Store, open_store
+from mend.store import Store, StoreError, open_store
 from mortal_server import MortalServer
 from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor
 from s3 import S3Server
+from saving_lookout import Lookout, arena_path
+from saving_phases import SavePhase
 
 PROGRAM = Path(__file__).parent / "programs" / "reaching.py"
 UID = "uid-of-the-run"
@@ -76,8 +78,11 @@ class SavingGang(GangOfAgents):
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
         self._seen: set[str] = set()  # folders that were committed when last looked at
+        self._marked: set[str] = set()  # those of which it was told that they are quarantined
         self.restored_from = ""  # the uri that the present attempt took up
+        self.fault_phase: SavePhase | None = None  # where saving or restoring was when the present fault came
         self.mortal: MortalServer | None = None
+        self._client: Any = direct.client()
         self._direct, self._prefix = direct, prefix
         self._uri = direct.uri(prefix)
         self.store: Store = open_store(self._uri, direct.endpoint, direct.credentials, deadline_seconds=20.0)
@@ -105,9 +110,19 @@ class SavingGang(GangOfAgents):
 
     def arena_of(self, rank: int) -> str:
         """The shared memory of this rank's place."""
-        name = f"memfd:mend-place-{rank % self.ranks_per_worker}"
-        files = Path(f"/proc/{self.agents[self.worker_of(rank)].pid}/fd").iterdir()
-        return next(str(file) for file in files if name in str(file.readlink()))
+        return str(arena_path(self.agents[self.worker_of(rank)].pid, rank % self.ranks_per_worker))
+
+    @contextlib.contextmanager
+    def lookout(self) -> Iterator[Lookout]:
+        """A close look at the present attempt."""
+        ranks = range(self.world_size)
+        agents = [self.agents[self.worker_of(rank)].pid for rank in ranks]
+        places = [rank % self.ranks_per_worker for rank in ranks]
+        lookout = Lookout(self.attempt, agents, places, self.proxy.uploads)
+        try:
+            yield lookout
+        finally:
+            lookout.close()
 
     def history(self) -> History:
         """Everything that was noted so far."""
@@ -120,8 +135,9 @@ class SavingGang(GangOfAgents):
 
     def stored_keys(self) -> list[str]:
         """Every key under the prefix, asked for behind mend's back."""
-        pages = self._direct.client().get_paginator("list_objects_v2")  # type: ignore[attr-defined]
-        found = pages.paginate(Bucket=self._direct.bucket, Prefix=f"{self._prefix}/")
+        found = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._direct.bucket, Prefix=f"{self._prefix}/"
+        )
         return [each["Key"].removeprefix(f"{self._prefix}/") for page in found for each in page.get("Contents", ())]
 
     def commits(self) -> list[Commit]:
@@ -149,7 +165,9 @@ class SavingGang(GangOfAgents):
         told, self._broken = self._broken, []
         lost = self._seen - here - self.damaged
         self._seen = (self._seen | here) - lost
-        marked = [folder for folder in sorted(here - self.damaged) if f"{folder}/{QUARANTINE_NAME}" in keys]
+        fine = sorted(here - self.damaged - self._marked)
+        marked = [folder for folder in fine if f"{folder}/{QUARANTINE_NAME}" in keys]
+        self._marked.update(marked)
         return [
             *told,
             *(f"{folder}: was committed, and its manifest is gone: lost" for folder in sorted(lost)),
@@ -159,13 +177,18 @@ class SavingGang(GangOfAgents):
     def _why(self, folder: str) -> str:
         return self.store.get(f"{folder}/{QUARANTINE_NAME}").decode(errors="replace")
 
-    def wrong_in_store(self) -> list[str]:
-        """Bytes of committed checkpoints that nobody damaged and that have not their digests."""
-        return [
-            wrong for commit in self.commits() if commit.folder not in self.damaged for wrong in self._wrong(commit)
-        ]
+    def wrong_in_store(self, folders: Container[str] | None = None) -> list[str]:
+        """Bytes of committed checkpoints that nobody damaged and that have not their digests; of these, or of all."""
+        wanted = [each for each in self.commits() if folders is None or each.folder in folders]
+        return [wrong for each in wanted if each.folder not in self.damaged for wrong in self._wrong(each)]
 
     def _wrong(self, commit: Commit) -> Iterator[str]:
+        try:
+            yield from self._wrong_bytes(commit)
+        except (StoreError, UnreadableManifest) as error:
+            yield f"{commit.folder}: was committed and cannot be read: {error}"
+
+    def _wrong_bytes(self, commit: Commit) -> Iterator[str]:
         manifest = decode_manifest(self.store.get(f"{commit.folder}/{MANIFEST_NAME}"))
         objects = {each.key: self.store.get(f"{commit.folder}/{each.key}") for each in manifest.objects}
         for name, entry in manifest.tensors.items():
@@ -247,6 +270,26 @@ class SavingGang(GangOfAgents):
         beat = next((view.heartbeat for view in self.views() if view.worker == buddy), None)
         return self._saver_url(buddy, beat) if beat is not None and buddy != worker else ""
 
+    async def started(self) -> None:
+        """Wait until every rank of the attempt has a process."""
+        ranks = range(self.world_size)
+        await self._until(lambda: all(map(self.pid_of, ranks)), f"attempt {self.attempt} with a process for every rank")
+
+    async def nothing_owed(self, quiet_seconds: float) -> None:
+        """Wait until nothing more can be committed of ranks that are dead; what lacks a share is not waited for long.
+
+        A save whose other half was lost will never be: it is left alone once nothing was committed for a while.
+        """
+        quiet_since, before = time.monotonic(), frozenset[Commit]()
+        with self.lookout() as lookout:
+            while time.monotonic() - quiet_since < quiet_seconds:
+                now = frozenset(await asyncio.to_thread(self.commits))
+                if lookout.seen().owed <= {each.state for each in now}:
+                    return
+                if now != before:
+                    quiet_since, before = time.monotonic(), now
+                await asyncio.sleep(0.02)
+
     async def restored(self) -> list[str]:
         """Wait until every rank has taken up a state; the promises that this has broken."""
         await self._until(self._all_restored, f"attempt {self.attempt} with a state on every rank")
@@ -311,20 +354,21 @@ class SavingGang(GangOfAgents):
         tails = "\n".join(agent.output[-1500:] for agent in self.agents.values())
         return f"ranks {ranks}; saves {saves}; agents said:\n{tails}"
 
-    def prune(self) -> None:
-        """Throw away what mend's retention no longer wants."""
+    def prune(self) -> list[str]:
+        """Throw away what mend's retention no longer wants; what is wrong with it, so that nothing goes unread."""
         status = self._status(self.history(), self.attempt + 1)
         rules = Checkpointing(uri=self._uri, keep_last=4)
-        gone = [each.ref.uri for each in expendable(UID, status, rules, self._checkpoints())]
-        self._catalog.prune(gone)
-        self._seen -= {uri.removeprefix(f"{self._uri}/") for uri in gone}
+        uris = [each.ref.uri for each in expendable(UID, status, rules, self._checkpoints())]
+        gone = {uri.removeprefix(f"{self._uri}/") for uri in uris}
+        wrong = self.wrong_in_store(gone)
+        self._catalog.prune(uris)
+        self._seen -= gone
+        return wrong
 
     # ------------------------------------------------------------ agents
-    def kill(self, pid: int, how: signal.Signals = signal.SIGKILL) -> None:
-        """A signal to a process that may be gone already."""
-        with contextlib.suppress(ProcessLookupError):
-            if pid:
-                os.kill(pid, how)
+    def kill(self, *pids: int, how: signal.Signals = signal.SIGKILL) -> int:
+        """A signal to processes that may be gone already; how many were there to get it."""
+        return sum(_send(pid, how) for pid in pids if pid)
 
     def kill_agent(self, worker: int) -> None:
         """SIGKILL to it, and so to all that it started."""
@@ -354,14 +398,29 @@ class SavingGang(GangOfAgents):
         return AgentProcess(command, self.folder, worker=worker, ranks=self.ranks_per_worker, env=env)
 
 
+def _send(pid: int, how: signal.Signals) -> bool:
+    try:
+        os.kill(pid, how)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @contextlib.asynccontextmanager
 async def a_saving_gang(
-    folder: Path, direct: S3Server, *, prefix: str = "run", workers: int = 1, ranks: int = 2, pace_seconds: float = 0.01
+    folder: Path,
+    direct: S3Server,
+    *,
+    prefix: str = "run",
+    workers: int = 1,
+    ranks: int = 2,
+    pace_seconds: float = 0.01,
+    save_every_steps: int = SAVE_EVERY_STEPS,
 ) -> AsyncIterator[SavingGang]:
     """A gang that trains and has committed its first checkpoint. `folder` is there and empty."""
     with LyingProxy(direct) as proxy:
         gang = SavingGang(folder, direct, proxy, prefix, workers, ranks)
-        gang.pace_seconds = pace_seconds
+        gang.pace_seconds, gang.save_every_steps = pace_seconds, save_every_steps
         try:
             await gang.back(in_memory=False)
             yield gang

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from agents_real import all_gone
 from lying_proxy import flipped
-from mend.protocol import MANIFEST_NAME, Message
+from mend.protocol import MANIFEST_NAME, Message, Phase, checkpoint_key
 from mend_trainer.checkpoint.arena import Arena
 from mortal_server import a_mortal_server
 from reached import Commit
 from s3 import S3Server
-from saving_faults import KINDS, Ground, Plan
+from saving_faults import KINDS, Ground, Moment, Plan, When
 from saving_gang import Ended, NotBack, SavingGang, a_saving_gang
+from saving_phases import SavePhase, phase_of
 
 LATEST_SECONDS: Final = 3.0  # by then a moment that waits for a request has come anyway
 OUTAGE_SECONDS: Final = 0.7
@@ -38,14 +40,16 @@ class Result(Message, frozen=True):
     seconds: float = 0.0
     restored: str = ""  # the uri
     skipped: str = ""
+    phase: SavePhase | None = None  # what saving or restoring was doing at the moment; None: it was at rest
     is_lost: bool = False  # the gang is not back, and no more can be done with it
 
 
 async def inject(gang: SavingGang, plan: Plan) -> Result:
     """Do it, bring the gang back, and hold what it took up against what was reached."""
     began = time.monotonic()
+    gang.fault_phase = None
     try:
-        await gang.saved(2)
+        await gang.saved(plan.saves)
         try:
             await DO[plan.kind](gang, plan)
         except Ended as why:
@@ -56,10 +60,10 @@ async def inject(gang: SavingGang, plan: Plan) -> Result:
     except NotPossible as why:
         return Result(plan=plan, skipped=str(why))
     except (Ended, NotBack) as why:
-        return Result(plan=plan, broken=(f"does not resume: {why}",), seconds=_since(began), is_lost=True)
-    broken = await asyncio.to_thread(gang.broken_promises)
-    gang.prune()
-    return Result(plan=plan, broken=tuple(broken), seconds=_since(began), restored=gang.restored_from)
+        broken = (f"does not resume: {why}",)
+        return Result(plan=plan, broken=broken, seconds=_since(began), phase=gang.fault_phase, is_lost=True)
+    found = await asyncio.to_thread(lambda: (*gang.broken_promises(), *gang.prune()))
+    return Result(plan=plan, broken=found, seconds=_since(began), restored=gang.restored_from, phase=gang.fault_phase)
 
 
 def _since(began: float) -> float:
@@ -67,18 +71,22 @@ def _since(began: float) -> float:
 
 
 @contextlib.asynccontextmanager
-async def a_ground(folder: Path, plan: Plan, given: S3Server | None = None) -> AsyncIterator[SavingGang]:
+async def a_ground(
+    folder: Path, plan: Plan, given: S3Server | None = None, **training: Any
+) -> AsyncIterator[SavingGang]:
     """A gang of the plan's shape on the plan's ground; `given` is somebody's server. `folder` is there and empty."""
     (folder / "gang").mkdir()
-    shape = {"workers": plan.workers, "ranks": plan.ranks, "prefix": f"{folder.name}-{plan.number}"}
+    shape = {"workers": plan.workers, "ranks": plan.ranks, "prefix": f"{folder.name}-{plan.number}", **training}
     if given is not None:
         async with a_saving_gang(folder / "gang", given, **shape) as gang:
             yield gang
         return
-    with a_mortal_server(Ground(plan.ground), folder / "server") as mortal:
-        async with a_saving_gang(folder / "gang", mortal.server, **shape) as gang:
-            gang.mortal = mortal
-            yield gang
+    async with (
+        a_mortal_server(Ground(plan.ground), folder / "server") as mortal,
+        a_saving_gang(folder / "gang", mortal.server, **shape) as gang,
+    ):
+        gang.mortal = mortal
+        yield gang
 
 
 def _folder(path: str) -> str:
@@ -87,15 +95,39 @@ def _folder(path: str) -> str:
 
 
 # ---------------------------------------------------------------- moments
-async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object], method: str = "PUT") -> None:
-    """Do `act` when the plan says: at one of the requests of a save, or after so many seconds."""
-    if plan.request < 0:
-        await asyncio.sleep(plan.seconds)
-        act()
-        return
-    trap = gang.proxy.trap(plan.request, act, method=method, part="/step-", after=plan.after)
-    await asyncio.to_thread(trap.sprung.wait, LATEST_SECONDS)
-    trap.spring()
+async def at_the_moment(gang: SavingGang, plan: Plan, act: Callable[[], object], part: str = "/step-") -> None:
+    """Do `act` when the plan says, and note what saving or restoring was doing. What gives 0 has met nobody.
+
+    `part`: of the path of requests that count.
+    """
+    restores = KINDS[plan.kind].when is When.RESTORING
+    with gang.lookout() as lookout:
+
+        def strike() -> None:
+            phase = phase_of(lookout.seen())
+            gang.fault_phase = SavePhase.NOBODY if act() == 0 else phase
+
+        def begins() -> bool:
+            if restores:
+                return lookout.is_in(plan.victim, Phase.LOADING)
+            return lookout.copies(plan.victim) if plan.after else lookout.stops(plan.victim)
+
+        def strike_when_it_begins() -> None:
+            lookout.wait(begins, LATEST_SECONDS)
+            time.sleep(plan.seconds)
+            strike()
+
+        match plan.moment:
+            case Moment.CLOCK:
+                await asyncio.sleep(plan.seconds)
+                await asyncio.to_thread(strike)
+            case Moment.PHASE:
+                await asyncio.to_thread(strike_when_it_begins)
+            case Moment.REQUEST:
+                method = "GET" if restores else "PUT"
+                trap = gang.proxy.trap(plan.request, strike, method=method, part=part, after=plan.after)
+                await asyncio.to_thread(trap.sprung.wait, LATEST_SECONDS)
+                await asyncio.to_thread(trap.spring)
 
 
 async def for_a_while(undo: Callable[[], object]) -> None:
@@ -106,12 +138,10 @@ async def for_a_while(undo: Callable[[], object]) -> None:
 
 async def all_ranks_dead(gang: SavingGang) -> None:
     """Kill them, and wait until nothing more is committed: what is newest now stays newest."""
-    for rank in range(gang.world_size):
-        gang.kill(gang.pid_of(rank))
-    before: list[Commit] = []
-    while (now := await asyncio.to_thread(gang.commits)) != before:
-        before = now
-        await asyncio.sleep(SETTLED_SECONDS)
+    pids = [gang.pid_of(rank) for rank in range(gang.world_size)]
+    gang.kill(*pids)
+    await all_gone(pids)
+    await gang.nothing_owed(SETTLED_SECONDS)
 
 
 # ---------------------------------------------------------------- processes
@@ -122,7 +152,7 @@ async def _kill_rank(gang: SavingGang, plan: Plan) -> None:
 
 async def _kill_ranks(gang: SavingGang, plan: Plan) -> None:
     pids = [gang.pid_of(rank) for rank in range(gang.world_size)]
-    await at_the_moment(gang, plan, lambda: [gang.kill(pid) for pid in pids])
+    await at_the_moment(gang, plan, lambda: gang.kill(*pids))
 
 
 def _savers(gang: SavingGang, plan: Plan) -> list[int]:
@@ -133,19 +163,19 @@ def _savers(gang: SavingGang, plan: Plan) -> list[int]:
 
 async def _kill_saver(gang: SavingGang, plan: Plan) -> None:
     savers = _savers(gang, plan)
-    await at_the_moment(gang, plan, lambda: [gang.kill(pid) for pid in savers])
+    await at_the_moment(gang, plan, lambda: gang.kill(*savers))
     await gang.saved()
 
 
 async def _kill_saver_and_rank(gang: SavingGang, plan: Plan) -> None:
     pids = [*_savers(gang, plan), gang.pid_of(plan.victim)]
-    await at_the_moment(gang, plan, lambda: [gang.kill(pid) for pid in pids])
+    await at_the_moment(gang, plan, lambda: gang.kill(*pids))
 
 
 async def _pause_saver(gang: SavingGang, plan: Plan) -> None:
     savers = _savers(gang, plan)
-    await at_the_moment(gang, plan, lambda: [gang.kill(pid, signal.SIGSTOP) for pid in savers])
-    await for_a_while(lambda: [gang.kill(pid, signal.SIGCONT) for pid in savers])
+    await at_the_moment(gang, plan, lambda: gang.kill(*savers, how=signal.SIGSTOP))
+    await for_a_while(lambda: gang.kill(*savers, how=signal.SIGCONT))
     await gang.saved()
 
 
@@ -155,6 +185,12 @@ async def _kill_agent(gang: SavingGang, plan: Plan) -> None:
 
 async def _kill_agents(gang: SavingGang, plan: Plan) -> None:
     await at_the_moment(gang, plan, lambda: [gang.kill_agent(worker) for worker in range(gang.workers)])
+
+
+async def _kill_upload(gang: SavingGang, plan: Plan) -> None:
+    """Of a shard: ministack keeps half of a manifest, as S3 does not, and then refuses to have it written again."""
+    await at_the_moment(gang, plan, lambda: gang.proxy.cut_uploads(1, part=SHARDS), part=SHARDS)
+    await gang.saved()
 
 
 # ---------------------------------------------------------------- the store
@@ -219,8 +255,8 @@ async def _restoring(gang: SavingGang, plan: Plan, act: Callable[[], object]) ->
     """All ranks are dead and restore again; in the midst of that it happens."""
     await all_ranks_dead(gang)
     await gang.launch(in_memory=plan.in_memory)
-    await asyncio.sleep(plan.seconds)
-    act()
+    await gang.started()
+    await at_the_moment(gang, plan, act)
 
 
 async def _kill_rank_restoring(gang: SavingGang, plan: Plan) -> None:
@@ -228,7 +264,15 @@ async def _kill_rank_restoring(gang: SavingGang, plan: Plan) -> None:
 
 
 async def _kill_ranks_restoring(gang: SavingGang, plan: Plan) -> None:
-    await _restoring(gang, plan, lambda: [gang.kill(gang.pid_of(rank)) for rank in range(gang.world_size)])
+    await _restoring(gang, plan, lambda: gang.kill(*map(gang.pid_of, range(gang.world_size))))
+
+
+async def _kill_saver_restoring(gang: SavingGang, plan: Plan) -> None:
+    """Who restores from its memory may give up over this, or take another state."""
+    savers = _savers(gang, plan)
+    await _restoring(gang, plan, lambda: gang.kill(*savers))
+    with contextlib.suppress(Ended):
+        gang.note_broken(await gang.restored())
 
 
 async def _kill_agent_restoring(gang: SavingGang, plan: Plan) -> None:
@@ -336,22 +380,25 @@ async def _old_manifest(gang: SavingGang, plan: Plan) -> None:
 async def _flip_memory(gang: SavingGang, plan: Plan) -> None:
     """A bit of the newest snapshot, once its digests are taken; then its rank dies, and memory is offered."""
     for rank in range(gang.world_size):
-        gang.kill(gang.pid_of(rank), signal.SIGSTOP)
+        gang.kill(gang.pid_of(rank), how=signal.SIGSTOP)
     try:
-        await asyncio.to_thread(_flip_newest, gang.arena_of(plan.victim), plan.place)
+        gang.excuse(await asyncio.to_thread(_flip_newest, gang.arena_of(plan.victim), plan.place))
     finally:
         for rank in range(gang.world_size):
             gang.kill(gang.pid_of(rank))
 
 
-def _flip_newest(path: str, place: float) -> None:
+def _flip_newest(path: str, place: float) -> list[str]:
+    """The folder of the save that the flipped bit may yet come into: that of a snapshot which is owed."""
     deadline, arena = time.monotonic() + LATEST_SECONDS, Arena.attach(path)
     while time.monotonic() < deadline:
         newest = arena.snapshots()[-1:]
         if newest and newest[0].digests is not None:
-            data = newest[0].data
+            data, is_owed = newest[0].data, newest[0].is_owed
             data[int(place * len(data))] ^= 4
-            return
+            origin = newest[0].header.origin
+            folder = checkpoint_key(origin.step, origin.attempt, newest[0].header.save_id)
+            return [folder] if is_owed else []
         time.sleep(0.02)
     raise NotPossible("no snapshot in shared memory whose digests are taken")
 

@@ -26,7 +26,7 @@ from mend.presence import (
 from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
 from mend.shortage import shortage
 from mend.spec import Limits, Spec
-from mend.watchdog import until_bounds
+from mend.watchdog import pause_in_force, until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
 CHORUS_SECONDS = 0.1  # a mistake of the training code is often raised by every rank, one after the other
@@ -69,11 +69,16 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
 
 
 def limits_now(spec: Spec, seen: Observation) -> Limits:
-    """The spec's limits; where processes were kept, nothing is left that could take them long to meet.
+    """The spec's limits, with the pause that is borne now; ranks that were kept have little to do until they meet.
 
     Once all load they may have to read a checkpoint after all: each part of it that was read is a mark.
     """
-    limits = spec.health.limits
+    status, limits = seen.status, spec.health.limits
+    since = (status.attempt_started_at or 0.0) - spec.recovery.budgets.window_seconds
+    hangs = sum(at > since for at in status.spent.get(FailureClass.HANG, ()))
+    may_rejoin = any(rank.can_rejoin for rank in seen.ranks)
+    pause = pause_in_force(limits.pause_seconds, may_rejoin=may_rejoin, hangs=hangs)
+    limits = replace(limits, pause_seconds=pause)
     if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
         return limits
     is_meeting = any(rank.phase is Phase.STARTING for rank in seen.ranks)

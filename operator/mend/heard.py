@@ -9,6 +9,7 @@ from typing import Final
 
 from mend.model import Evaluation, StepTimes
 from mend.protocol import AgentState, Heartbeat, Phase, Point, RankReport
+from mend.watchdog import ENOUGH_STEPS
 
 SAMPLES: Final = 64
 LOSS: Final = "loss"  # the name of the points that are no evaluation's
@@ -71,7 +72,8 @@ class StepSamples:
     """Lengths of the newest steps of one attempt, one for each step of the gang, whichever rank tells it first.
 
     The first step of a process is left out: it compiles, allocates and warms caches. Beside the newest, two peaks are
-    kept: a step that is long by design, say every thousandth, has left the sample when the next one comes. The longest
+    kept: a step that is long by design, say every thousandth, has left the sample when the next one comes; of the first
+    few steps, in which caches are still warmed and standbys born, no peak is taken. The longest
     gaps between marks in the other phases, which come too rarely to be learnt anew each time, are kept from attempt to
     attempt.
     """
@@ -79,6 +81,7 @@ class StepSamples:
     def __init__(self, attempt: int = 0, earlier: StepSamples | None = None) -> None:
         self.attempt = attempt
         self._steps_done = 1
+        self._steps = 0  # that were heard of
         self._longest_gaps: dict[Phase, float] = dict(earlier._longest_gaps) if earlier is not None else {}
         self._seconds: deque[float] = deque(maxlen=SAMPLES)
         self._ordered: list[float] = []
@@ -93,30 +96,37 @@ class StepSamples:
             for phase, seconds in rank.longest_gaps.items():
                 self.gap(phase, seconds)
             if rank.steps_done > self._steps_done:
+                # What a controller that has only just come did not hear teaches it nothing.
+                steps = rank.steps_done - self._steps_done if self._seconds else 1
                 self._steps_done = rank.steps_done
                 if rank.step_seconds > 0.0:
-                    self.learn(rank.step_seconds)
+                    self.learn(rank.step_seconds, steps)
 
     def gap(self, phase: Phase, seconds: float) -> None:
         """Two marks of a rank in this phase were so far apart."""
         if seconds > self._longest_gaps.get(phase, 0.0):
             self._longest_gaps[phase], self._times = seconds, None
 
-    def learn(self, seconds: float) -> None:
-        """A step of the gang took so long."""
+    def learn(self, seconds: float, steps: int = 1) -> None:
+        """A step of the gang took so long, the last of so many since what was learnt before."""
         newest, ordered = self._seconds, self._ordered
         if len(newest) == SAMPLES:
             del ordered[bisect_left(ordered, newest[0])]
         newest.append(seconds)
         insort(ordered, seconds)
-        self._peaks = _with_peak(self._peaks, seconds / ordered[(len(ordered) - 1) // 2])
+        if self._steps >= ENOUGH_STEPS:
+            self._peaks = _with_peak(self._peaks, seconds / ordered[(len(ordered) - 1) // 2])
+        self._steps += steps
         self._times = None
 
     def times(self) -> StepTimes:
         """What was learnt so far, newest last."""
         if self._times is None:
             self._times = StepTimes(
-                seconds=tuple(self._seconds), peaks=self._peaks, longest_gaps=dict(self._longest_gaps)
+                seconds=tuple(self._seconds),
+                peaks=self._peaks,
+                longest_gaps=dict(self._longest_gaps),
+                steps=min(self._steps, ENOUGH_STEPS),
             )
         return self._times
 

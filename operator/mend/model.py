@@ -449,6 +449,7 @@ class StepTimes(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for w
         1.0,
     )  # the two longest, in medians of their time; they fade over thousands of steps
     longest_gaps: dict[Phase, float] = {}  # seconds between two marks of any rank, by phase
+    steps: int = 0  # heard of, as far as it matters: more than the sample where several fit between two heartbeats
 
     @property
     def median(self) -> float:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mend.conditions import with_condition, without_condition
+from mend.diagnose import limits_now
 from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, Origin, RunStatus, Strike, WorkerCounts
 from mend.presence import gang_step, is_ready, is_silent, places, suspects
 from mend.protocol import CheckpointRef, Heartbeat
@@ -168,7 +169,7 @@ def with_health(spec: Spec, status: RunStatus, seen: Observation, now: float) ->
     slow = spec.health.slow_percent / 100
     return replace(
         status,
-        limits=in_force(seen.step_times, spec.health.limits),
+        limits=in_force(seen.step_times, limits_now(spec, seen)),
         stragglers=stragglers(seen.paces, slow, status.stragglers, now),
     )
 

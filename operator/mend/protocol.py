@@ -486,6 +486,10 @@ class Rejoined(Message, frozen=True, kw_only=True, tag_field="type", tag="rejoin
     attempt: int
 
 
+class Stepped(Message, frozen=True, kw_only=True, tag_field="type", tag="stepped"):
+    """The rank has completed its first step of this attempt: a recovery is over by it, so it is told at once."""
+
+
 class Staged(Message, frozen=True, kw_only=True, tag_field="type", tag="staged"):
     """This rank has published a snapshot in its arena."""
 
@@ -500,7 +504,7 @@ class Skipped(Message, frozen=True, kw_only=True, tag_field="type", tag="skipped
     step: int
 
 
-Report = Staged | Skipped | Committed | SaveFailed | Restored | Quarantined | Raised | Measured | Rejoined
+Report = Staged | Skipped | Committed | SaveFailed | Restored | Quarantined | Raised | Measured | Rejoined | Stepped
 
 
 # ---------------------------------------------------------------- agent -> rank (lines on the pipe of orders)

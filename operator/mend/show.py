@@ -112,9 +112,10 @@ def _understood(spec: Spec) -> Iterator[str]:
     copies = "copied to a buddy" if saves.memory.peers and workers.replicas > 1 else "not copied"
     yield f"Memory: the last two snapshots of each rank{beside}, {copies}"
     limits, paid = health.limits, recovery.budgets
+    pause = "as long as a recovery takes" if limits.pause_seconds is None else f"of {limits.pause_seconds:g} s"
     yield (
         f"Health: a heartbeat every {health.heartbeat_seconds:g} s, lost after {health.lost_after_seconds:g} s; limits "
-        f"from {limits.floor_seconds:g} s to {limits.ceiling_seconds:g} s, pauses of {limits.pause_seconds:g} s are "
+        f"from {limits.floor_seconds:g} s to {limits.ceiling_seconds:g} s, pauses {pause} are "
         f"borne; slow from {health.slow_percent}%"
     )
     spike = health.loss_spike

@@ -121,7 +121,8 @@ class Checkpointing(_Facts, frozen=True, kw_only=True):
 class Limits(_Facts, frozen=True, kw_only=True):
     """How long a rank may go without progress, in seconds. A step's limit is learnt between `floor` and `ceiling`.
 
-    Without proof that a process is stopped or dead, ranks are not killed before a `pause` has gone by on top of that.
+    Without proof that a process is stopped or dead, ranks are not killed before a `pause` has gone by on top of that;
+    None: one that mend chooses (`watchdog.pause_in_force`).
     """
 
     start_seconds: float
@@ -130,7 +131,7 @@ class Limits(_Facts, frozen=True, kw_only=True):
     ceiling_seconds: float
     saving_seconds: float
     evaluating_seconds: float
-    pause_seconds: float = 2.0  # specs that an older mend kept in a status have none
+    pause_seconds: float | None = None
 
 
 class LossSpike(_Facts, frozen=True, kw_only=True):
@@ -389,6 +390,17 @@ def _keep_best(fields: Fields) -> KeepBest:
     return best
 
 
+def _pause(fields: Fields) -> float | None:
+    text = fields.text("pause", "auto")
+    if text == "auto":
+        return None
+    length = parse_duration(text)
+    if length is None:
+        fields.problem("pause", text, "a duration such as '2s', or 'auto'")
+        return None
+    return length.total_seconds()
+
+
 def _interval(fields: Fields) -> tuple[int | None, float | None]:
     text = fields.text("interval", "10m")
     if text == "auto":
@@ -418,9 +430,9 @@ def _health(fields: Fields) -> Health:
         limits=Limits(
             start_seconds=limits.seconds("start", "15m"),
             first_step_seconds=limits.seconds("firstStep", "15m"),
-            floor_seconds=limits.seconds("floor", "650ms"),
+            floor_seconds=limits.seconds("floor", "400ms"),
             ceiling_seconds=limits.seconds("ceiling", "10m"),
-            pause_seconds=limits.seconds("pause", "2s"),
+            pause_seconds=_pause(limits),
             saving_seconds=limits.seconds("saving", "10m"),
             evaluating_seconds=limits.seconds("evaluating", "1h"),
         ),

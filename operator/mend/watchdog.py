@@ -4,6 +4,10 @@ Two spans, both counted from the last mark. At the *limit* the gang counts as hu
 gathered, which harms nobody, so the limit is tight. Ranks are only killed once the evidence holds the kernel's own word
 (a process that is stopped or dead), or once *patience* has run out: no pause that a healthy run is known to make
 lasts that long. benchmarks/false_alarms.py holds both against a million hours of simulated ranks.
+
+How long to bear a pause of which nothing is known is the ski-rental problem (Karlin, Manasse, Rudolph and Sleator,
+"Competitive snoopy caching", 1988): who waits for as long as the cure costs pays at most twice what he would have paid,
+had he known. Who is wrong again and again, since his run makes longer pauses by design, waits twice as long each time.
 """
 
 from __future__ import annotations
@@ -18,13 +22,17 @@ from mend.model import LimitInForce, StepTimes
 from mend.protocol import Phase, RankReport
 from mend.spec import Limits
 
-ENOUGH_SAMPLES = 8
+ENOUGH_STEPS = 8
 EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the longest gap in a phase
 HIGH_SHARE = 0.75
 HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
 
+# What a way back costs, roughly (benchmarks/recovery.py): ranks that stay, or new processes and steps done twice.
+REJOIN_SECONDS, RESTART_SECONDS = 0.5, 2.0
+MOST_PAUSE_SECONDS = 60.0
+
 STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 3.5, 1.12
-STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 8.0, 15.0, 3.0
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
 
 
 class Bounds(NamedTuple):
@@ -32,6 +40,13 @@ class Bounds(NamedTuple):
 
     limit: float
     patience: float
+
+
+def pause_in_force(given_seconds: float | None, *, may_rejoin: bool, hangs: int) -> float:
+    """Seconds beyond the limit before a rank is killed without proof; `hangs`: for how many ranks were, of late."""
+    if given_seconds is not None:
+        return given_seconds
+    return min((REJOIN_SECONDS if may_rejoin else RESTART_SECONDS) * 2.0**hangs, MOST_PAUSE_SECONDS)
 
 
 def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
@@ -44,20 +59,26 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
     ordered = times.ordered
     if not ordered:
         return None
-    if len(ordered) < ENOUGH_SAMPLES:
+    if max(len(ordered), times.steps) < ENOUGH_STEPS:
         limit = EARLY_STEPS_ALLOWED * ordered[-1]
-        return _bounded(limit, limit + limits.pause_seconds, limits)
+        return _bounded(limit, limit, limits)
     middle = times.median
     sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
     peak, habit = (each * middle for each in times.peaks)
     limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
     patience = max(STEPS_OF_PATIENCE * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
-    return _bounded(limit, max(patience, limit + limits.pause_seconds), limits)
+    return _bounded(limit, patience, limits)
+
+
+def _pause(limits: Limits) -> float:
+    return REJOIN_SECONDS if limits.pause_seconds is None else limits.pause_seconds
 
 
 def _bounded(limit: float, patience: float, limits: Limits) -> Bounds:
+    """Between floor and ceiling, and patience never within a pause of the limit."""
     least, most = limits.floor_seconds, limits.ceiling_seconds
-    return Bounds(min(max(limit, least), most), min(max(patience, least), most))
+    limit = min(max(limit, least), most)
+    return Bounds(limit, min(max(patience, limit + _pause(limits)), most))
 
 
 def bounds_for(rank: RankReport, times: StepTimes, limits: Limits) -> Bounds:
@@ -88,7 +109,7 @@ def _learnt_from_gaps(phase: Phase, times: StepTimes, limits: Limits, most: floa
     if seen is None:
         return _given(most)
     limit = min(max(EARLY_STEPS_ALLOWED * seen, limits.floor_seconds), most)
-    return Bounds(limit, min(limit + limits.pause_seconds, most))
+    return Bounds(limit, min(limit + _pause(limits), most))
 
 
 def _last_step(rank: RankReport) -> StepTimes:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from agents_real import (
+    LOOP,
     STEPS,
     a_launch,
     all_gone,
@@ -115,6 +116,16 @@ async def test_a_gang_over_two_agents_recovers_in_place(tmp_path: Path) -> None:
             assert beat is not None
             os.kill(beat.ranks[0].pid, signal.SIGKILL)
             await second.until(has_exit(1, attempt))
+
+
+async def test_the_first_step_of_an_attempt_is_told_at_once(tmp_path: Path) -> None:
+    """A recovery is over with it, so no interval is waited for: here heartbeats would be ten minutes apart."""
+    env = {protocol.ENV_HEARTBEAT_SECONDS: "600", "STEP_SECONDS": "4"}
+    async with an_agent(["python", LOOP], tmp_path, env=env) as client:
+        await launched(client)
+        beat = await client.until(lambda beat: beat.restored and beat.standbys_ready == 2, "nothing else to tell")
+        assert not any(rank.steps_done for rank in beat.ranks)
+        await client.until(lambda beat: all(rank.steps_done for rank in beat.ranks), "the first step")
 
 
 async def test_any_program_can_be_a_rank(tmp_path: Path) -> None:

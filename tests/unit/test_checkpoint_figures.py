@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from checkpoint import gathered, ratios, restore_row, slowdown_row, stall_row
-from checkpoint_campaign import counts, rows
-from render import counts_table
+from checkpoint_campaign import counts, phases, rows
+from render import counts_table, phases_table
 
 from saving_faults import plans
 from saving_injection import Result
+from saving_phases import SavePhase
 
 
 def lines(way: str, *seconds: float) -> list[dict[str, object]]:
@@ -71,3 +72,19 @@ def test_the_page_shows_what_came_of_each_kind() -> None:
     table = counts([Result(plan=plan, restored="memory:1"), Result(plan=plan, restored="s3://b/x", broken=("lost",))])
     assert table[plan.kind] == {"done": 2, "broken": 1, "from memory": 1, "from the store": 1}
     assert f"| {plan.kind} | 2 | 1 | 1 | 1 |" in counts_table(table)
+
+
+def test_kills_are_told_by_what_saving_or_restoring_was_doing() -> None:
+    """Also those that came between two saves or met nobody, as what they were; other faults are not among them."""
+    killed, *_ = [plan for plan in plans(1, 100) if plan.kind == "kill-rank"]
+    other, *_ = [plan for plan in plans(1, 100) if plan.kind == "flip-shard"]
+    met = [SavePhase.COPYING, SavePhase.NOBODY, SavePhase.COPYING, SavePhase.BETWEEN]
+    done = [*(Result(plan=killed, phase=phase) for phase in met), Result(plan=other)]
+    table = phases(done)
+    assert {phase: count for phase, count in table["all kills"].items() if count} == {
+        "copying": 2, "nobody there": 1, "between": 1,
+    }  # fmt: skip
+    assert list(table) == ["kill-rank", "all kills"]
+    assert rows(done)[0].n == 3
+    assert "when they came: between 1, copying 2, nobody there 1" in rows(done)[0].note
+    assert "| kill-rank | 0 | 0 | 1 | 0 | 2 |" in phases_table(table)

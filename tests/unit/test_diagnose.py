@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mend.diagnose import diagnose, seconds_until_diagnosis
+from mend.diagnose import diagnose, limits_now, seconds_until_diagnosis
 from mend.model import (
     AgentView,
     FailureClass,
@@ -417,7 +417,7 @@ def test_a_standstill_must_have_been_heard_of() -> None:
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
-    incident = late(3.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
+    incident = late(2.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
     assert incident is not None
     assert incident.patience_seconds == pytest.approx(patience)
 
@@ -696,3 +696,28 @@ def test_only_words_of_broken_hardware_blame_the_machine(said: str, is_machine: 
     incident = diagnose(SPEC, scene.seen)
     assert incident is not None
     assert (1 in incident.machine_faults) is is_machine
+
+
+@pytest.mark.parametrize(
+    ("spent", "may_rejoin", "pause"),
+    [
+        ((), True, 0.5),  # what a rejoin costs
+        ((), False, 2.0),  # what a restart does
+        ((99_000.0,), True, 1.0),
+        ((98_000.0, 99_000.0), True, 2.0),
+        ((1_000.0, 99_000.0), True, 1.0),  # a day ago: forgotten
+    ],
+)
+def test_patience_grows_with_each_hang_of_a_day(spent: tuple[float, ...], may_rejoin: bool, pause: float) -> None:
+    """A loop that pauses by design, and does not mark it, is killed for that a few times and then waited for."""
+    scene = Scene().rank(0, can_rejoin=may_rejoin).rank(1, can_rejoin=may_rejoin)
+    status = replace(scene.seen.status, spent={FailureClass.HANG: spent}, attempt_started_at=100_000.0)
+    assert limits_now(SPEC, replace(scene.seen, status=status)).pause_seconds == pause
+
+
+def test_a_pause_that_is_given_holds() -> None:
+    """However often ranks were killed for longer ones."""
+    limits = replace(SPEC.health.limits, pause_seconds=0.3)
+    given = replace(SPEC, health=replace(SPEC.health, limits=limits))
+    status = replace(Scene().seen.status, spent={FailureClass.HANG: (1.0,) * 9}, attempt_started_at=2.0)
+    assert limits_now(given, replace(Scene().seen, status=status)).pause_seconds == 0.3

@@ -56,7 +56,7 @@ def test_of_pauses_only_the_newest_is_kept() -> None:
     world.harm_rank(2, "kill")
     world.until(lambda world: world.status.attempt == 2).until_training().run(6.0)
     for _ in range(3):
-        pause(world, 3.0)
+        pause(world, 2.0)
     crash, newest = world.status.incidents
     assert crash.tier is not None
     assert (newest.tier, newest.is_open, newest.steps_lost) == (None, False, 0)

@@ -43,17 +43,17 @@ class Watched(FileStore):
         return super().get(key, start, length, if_match)
 
 
-def a_snapshot(rank: int, world: int = WORLD) -> Snapshot:
+def a_snapshot(rank: int, world: int = WORLD, attempt: int = 1, arena: Arena | None = None) -> Snapshot:
     """What that rank has copied at step 7: its own tensor."""
     state = {"model": {f"w{rank}": torch.full((50,), float(rank))}}
-    arena = Arena.create(f"rank-{rank}")
+    arena = arena or Arena.create(f"rank-{rank}")
     draft = arena.begin(blocks_of(state))
     assert draft is not None
     draft.fill(local_tensors(state))
     origin = Origin(
         run="team/clio",
         run_uid="u",
-        attempt=1,
+        attempt=attempt,
         lineage=(),
         config_digest="",
         step=7,
@@ -74,7 +74,13 @@ def a_snapshot(rank: int, world: int = WORLD) -> Snapshot:
 
 
 def a_saving(
-    store: FileStore, snapshot: Snapshot, *, resumed: bool = False, patience_seconds: float = 30.0, unchanged: int = 0
+    store: FileStore,
+    snapshot: Snapshot,
+    *,
+    resumed: bool = False,
+    patience_seconds: float = 30.0,
+    overtaken_seconds: float = 30.0,
+    unchanged: int = 0,
 ) -> Saving:
     """One saver's work on it."""
     return Saving(
@@ -85,6 +91,7 @@ def a_saving(
         resumed=resumed,
         complain=lambda failed: None,
         patience_seconds=patience_seconds,
+        overtaken_seconds=overtaken_seconds,
     )
 
 
@@ -255,6 +262,16 @@ def test_a_peer_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -
     assert isinstance(outcome, SaveFailed)
     assert "nothing came of ranks 1" in outcome.error
     assert names(store) == ["__0_0.distcp", share_name(0)]
+    assert isinstance(a_saving(store, a_snapshot(1)).run(), Committed)
+
+
+@pytest.mark.timeout(60)  # far less than the patience for peers whose attempt goes on
+def test_peers_of_an_attempt_that_is_over_are_not_waited_for_as_long(tmp_path: Path) -> None:
+    """Once ranks of the next attempt save here, half a save gives its slot back soon; who comes last still commits."""
+    store, arena = Watched(tmp_path), Arena.create("rank-0")
+    saving = a_saving(store, a_snapshot(0, arena=arena), patience_seconds=3600.0, overtaken_seconds=0.1)
+    a_snapshot(0, attempt=2, arena=arena)
+    assert isinstance(saving.run(), SaveFailed)
     assert isinstance(a_saving(store, a_snapshot(1)).run(), Committed)
 
 

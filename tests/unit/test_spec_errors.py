@@ -56,6 +56,11 @@ BAD = [
     ("spec.workers.replicas", "4", 'spec.workers.replicas: got "4"; expected a whole number of at least 1'),
     ("spec.workers.replicas", 1.5, "spec.workers.replicas: got 1.5; expected a whole number of at least 1"),
     (
+        "spec.health.limits.pause",
+        "a while",
+        "spec.health.limits.pause: got \"a while\"; expected a duration such as '2s', or 'auto'",
+    ),
+    (
         "spec.workers.replicas",
         10**40,
         f"spec.workers.replicas: got {10**40}; expected a whole number of at least 1 and at most 4096",

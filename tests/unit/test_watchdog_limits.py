@@ -12,7 +12,16 @@ from mend.heard import StepSamples
 from mend.model import StepTimes
 from mend.protocol import Phase, RankExit, RankReport
 from mend.spec import Limits
-from mend.watchdog import Bounds, bounds_for, step_bounds, until_bounds
+from mend.watchdog import (
+    MOST_PAUSE_SECONDS,
+    REJOIN_SECONDS,
+    RESTART_SECONDS,
+    Bounds,
+    bounds_for,
+    pause_in_force,
+    step_bounds,
+    until_bounds,
+)
 
 LIMITS = Limits(
     start_seconds=100,
@@ -51,8 +60,8 @@ def bounds_after(lengths: Sequence[float]) -> Bounds:
         ([0.5], 5.0, 10.0),  # few samples: ten times the longest
         ([0.5, 2.0, 0.5], 20.0, 25.0),
         ([0.8] * 8, 1.6, 6.6),  # no spread: two medians, then a pause
-        ([4.0] * 8, 8.0, 32.0),  # of longer steps, eight
-        ([0.1] * 8, 1.5, 5.2),  # never below the floor
+        ([4.0] * 8, 8.0, 20.0),  # of longer steps, five
+        ([0.1] * 8, 1.5, 6.5),  # never below the floor, from which the pause counts
         ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
         ([1.0] * 12 + [30.0], 2.0, 60.0),  # one long step makes patient, and moves the limit not at all
         ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 3 * 3.0),  # the second time, it is a habit
@@ -69,6 +78,22 @@ def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -
 def test_without_steps_there_is_nothing_learnt() -> None:
     """The spec's limit for a first step holds then."""
     assert step_bounds(StepTimes(), LIMITS) is None
+
+
+def test_few_samples_of_many_fast_steps_are_enough() -> None:
+    """Of steps that are shorter than a heartbeat few are sampled; that there were eight of them is what counts."""
+    few = (0.3, 0.3, 0.3)
+    assert step_bounds(StepTimes(seconds=few, steps=7), LIMITS) == (3.0, 8.0)
+    assert step_bounds(StepTimes(seconds=few, steps=8), LIMITS) == (1.5, 6.5)
+
+
+@given(st.integers(0, 40), st.booleans())
+def test_a_pause_is_borne_as_long_as_its_cure_costs_and_twice_as_long_each_time(hangs: int, may_rejoin: bool) -> None:
+    """Up to a minute; one that was given holds, however often ranks were killed."""
+    borne = pause_in_force(None, may_rejoin=may_rejoin, hangs=hangs)
+    first = REJOIN_SECONDS if may_rejoin else RESTART_SECONDS
+    assert borne == min(first * 2**hangs, MOST_PAUSE_SECONDS)
+    assert pause_in_force(3.0, may_rejoin=may_rejoin, hangs=hangs) == 3.0
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=100))
@@ -126,12 +151,12 @@ def test_one_that_saves_explains_why_the_others_wait() -> None:
     found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
     assert found is not None
     assert found.limit == 250.0
-    assert until_bounds(waiting, times, LIMITS) == (-48.0, -42.0)
+    assert until_bounds(waiting, times, LIMITS) == (-48.0, -43.0)
 
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
     times = StepTimes(seconds=(1.0,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
-    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 7.0)
+    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 6.0)
     assert until_bounds((dead,), times, LIMITS) is None

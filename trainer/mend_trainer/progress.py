@@ -240,6 +240,11 @@ class ProgressPage:
         self._words[_MARKED_NS] = _now_ns()
 
     @property
+    def steps_done(self) -> int:
+        """Steps that this process has completed in this attempt."""
+        return self._words[_STEPS_DONE]
+
+    @property
     def committed_step(self) -> int:
         """The last step whose save this rank knows to be committed; -1 before the first."""
         return self._words[_Word.COMMITTED_STEP]

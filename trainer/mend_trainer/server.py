@@ -100,8 +100,8 @@ def _lines(supervisor: Supervisor, positions: dict[int, int]) -> bytes:
 
 
 def _interval(supervisor: Supervisor, usual_seconds: float) -> float:
-    """Seconds until the next heartbeat: fewer once no rank has marked for longer than the usual, and perhaps hangs."""
-    return usual_seconds / _STANDSTILL_BEATS if supervisor.stands_for > usual_seconds else usual_seconds
+    """Seconds until the next heartbeat: fewer once no rank has marked for as long as the usual, and perhaps hangs."""
+    return max(usual_seconds - supervisor.stands_for, usual_seconds / _STANDSTILL_BEATS)
 
 
 async def _wait(ear: asyncio.Event, seconds: float) -> None:

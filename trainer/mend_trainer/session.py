@@ -37,6 +37,7 @@ from mend.protocol import (
     Rejoined,
     Report,
     Restored,
+    Stepped,
     decode_launch,
 )
 from mend.store import StoreError
@@ -161,6 +162,7 @@ class Session(Generic[B]):
         self._agreement = SaveAgreement(None, rank=self.rank)
         self._memory_interval_steps: int | None = None
         self._memory_is_due = False  # a snapshot for memory alone had to wait for the copy of the one before
+        self._has_stepped = False  # in this attempt
         self._wishes_seen = 0
         self._step = self._saved_step = -1
         self._tokens = 0
@@ -192,6 +194,7 @@ class Session(Generic[B]):
     def _enter_attempt(self) -> None:
         """Meet the other ranks over the model and the store, and take up a state with them."""
         self._page.enter(Phase.LOADING)
+        self._has_stepped = False
         if isinstance(self._model, DistributedDataParallel):
             outlive(self._model.process_group)
             self._rehearse_buckets()
@@ -312,6 +315,9 @@ class Session(Generic[B]):
         self._step += 1
         self._tokens += tokens
         self._curve.add(self._step, loss, self._tokens, seconds)
+        if not self._has_stepped and self._page.steps_done:
+            self._has_stepped = True
+            self._report(Stepped())
         if self._rejoining is not None:
             self._rejoining.completed(self._step, self._tokens)
         if self._checkpointer is not None:

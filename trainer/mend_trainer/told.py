@@ -25,6 +25,7 @@ from mend.protocol import (
     SaveReport,
     Skipped,
     Staged,
+    Stepped,
     decode_report,
 )
 from mend_trainer.linepipe import LinePipe
@@ -49,7 +50,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(told: Told, report: Report, now: float) -> Told:
-    """What is known after one more report. `Raised`, `Rejoined` and `Measured` belong to a rank and to the curve."""
+    """What is known after one more report. Some belong to a rank, or to the curve."""
     match report:
         case Committed():
             return msgspec.structs.replace(told, committed=report, committed_at=now, failures=0, error="")
@@ -63,7 +64,7 @@ def fold(told: Told, report: Report, now: float) -> Told:
             return msgspec.structs.replace(told, restored=checkpoint)
         case Quarantined(uri=uri) if uri not in told.quarantined:
             return msgspec.structs.replace(told, quarantined=(*told.quarantined, uri))
-        case Quarantined() | Raised() | Measured() | Rejoined() | Staged():
+        case Quarantined() | Raised() | Measured() | Rejoined() | Stepped() | Staged():
             return told
 
 

@@ -30,6 +30,7 @@ from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.commit import commit
 from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, encode_share, write_blocks
+from mend_trainer.slots import SLOTS, SlotWord, packed
 
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
 _OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
@@ -62,16 +63,17 @@ class Saving:
         resumed: bool,
         complain: Callable[[SaveFailed], None],
         patience_seconds: float = 60.0,
+        overtaken_seconds: float = 5.0,
     ) -> None:
         """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile.
 
-        `patience_seconds`: how long peers of which nothing new comes are waited for at least. Raises ValueError for a
-        signing key that could be guessed.
+        `patience_seconds`: how long peers of which nothing new comes are waited for at least; `overtaken_seconds`, once
+        ranks of a later attempt save here. Raises ValueError for a signing key that could be guessed.
         """
         header = snapshot.header
         self._store, self._snapshot, self._digests = store, snapshot, digests
         self._unchanged, self._resumed, self._complain = unchanged, resumed, complain
-        self._patience_seconds = patience_seconds
+        self._patience_seconds, self._overtaken_seconds = patience_seconds, overtaken_seconds
         self._step, self._rank, self._world = header.origin.step, header.rank, header.world_size
         self._signing_key = key_of(header.origin.run)
         self._folder = checkpoint_key(header.origin.step, header.origin.attempt, header.save_id)
@@ -134,7 +136,6 @@ class Saving:
     def _await_all(self) -> int:
         names = {share_name(rank): rank for rank in range(self._world)}
         pause = _LOOK_SECONDS[0] if self._rank == 0 else _OTHERS_SECONDS
-        patience = max(self._patience_seconds, 2 * self._upload_seconds)
         take_over = _TAKE_OVER_SECONDS + _IN_TURN_SECONDS * self._rank
         seen: set[str] = set()
         news_at = complete_at = time.monotonic()
@@ -152,13 +153,25 @@ class Saving:
             is_complete = len(shares) == self._world
             if is_complete and (self._rank == 0 or now - complete_at > take_over):
                 return self._decide()
-            if not is_complete and now - news_at > patience:
+            if not is_complete and now - news_at > (patience := self._patience):
                 silent = sorted(names[name] for name in names.keys() - shares)
                 raise _GivenUp(
                     f"nothing came of ranks {_some(silent)} within {patience:.0f}s; their savers may yet commit"
                 )
             time.sleep(pause)
             pause = min(1.5 * pause, _LOOK_SECONDS[1])
+
+    @property
+    def _patience(self) -> float:
+        """How long peers are waited for without news.
+
+        Ranks that died while some of them copied leave a save of which nothing more will come; two such saves take both
+        slots, and the next attempt could save nothing meanwhile. Its share stays: who comes last commits all the same.
+        """
+        words, next_attempt = self._snapshot.arena.words, packed(self._snapshot.header.origin.attempt + 1, -1)
+        is_overtaken = any(words.get(slot, SlotWord.REACHED) >= next_attempt for slot in range(SLOTS))
+        least = self._overtaken_seconds if is_overtaken else self._patience_seconds
+        return max(least, 2 * self._upload_seconds)
 
     def _decide(self) -> int:
         try:
