@@ -17,8 +17,9 @@ from typing import Any, Self
 
 import with_tests  # noqa: F401
 
-from agents_real import TOKEN, AgentProcess
-from mend.agents import AgentError, AgentPool, Target
+from agents_real import AgentProcess
+from gang_of_agents import follow, uid_of
+from mend.agents import AgentError, AgentPool
 from mend.decide import decide
 from mend.model import (
     AnyAction,
@@ -34,7 +35,7 @@ from mend.model import (
     StoreView,
     WorkerPod,
 )
-from mend.protocol import AGENT_PORT, ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS, Gather, RankReport, Stop
+from mend.protocol import ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS, Gather, RankReport, Stop
 from mend.spec import Spec, parse_spec
 
 RUN = ("benchmarks", "run")
@@ -70,8 +71,8 @@ class Pod:
 
     @property
     def uid(self) -> str:
-        """Unique, since no two agents have one address at the same time."""
-        return f"{self.index}-{self.agent.host}-{self.agent.pid}"
+        """Unique."""
+        return uid_of(self.agent)
 
     def fact(self) -> WorkerPod:
         """As the controller would see it."""
@@ -192,8 +193,7 @@ class Workbench:
     def _observe(self, now: float) -> Observation:
         pods = tuple(pod.fact() for pod in self._pods)
         self._pool.fence(RUN, self.status.attempt)
-        running = [pod for pod in pods if pod.phase is PodPhase.RUNNING]
-        self._pool.update(RUN, [Target(pod.index, pod.uid, pod.ip, AGENT_PORT, TOKEN, started=True) for pod in running])
+        follow(self._pool, RUN, [pod.agent for pod in self._pods if pod.agent.process.poll() is None])
         return Observation(
             namespace=RUN[0],
             name=RUN[1],

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from agents_real import TOKEN, AgentProcess
-from mend.agents import AgentPool, Target
+from mend.agents import AgentPool, RunKey, Target
 from mend.model import AgentView
 from mend.protocol import AGENT_PORT, Launch
 
 RUN = ("tests", "run")
+
+
+def uid_of(agent: AgentProcess) -> str:
+    """Of the pod that this agent would be in: no two agents have one address at the same time."""
+    return f"{agent.worker}-{agent.host}-{agent.pid}"
+
+
+def follow(pool: AgentPool, run: RunKey, agents: Iterable[AgentProcess]) -> None:
+    """Keep a stream to each of these agents, and to no others."""
+    pool.update(run, [Target(agent.worker, uid_of(agent), agent.host, AGENT_PORT, TOKEN) for agent in agents])
 
 
 class GangOfAgents(ABC):
@@ -47,8 +58,7 @@ class GangOfAgents(ABC):
         for worker in range(self.workers):
             if worker not in self.agents or self.agents[worker].process.poll() is not None:
                 self.agents[worker] = self.an_agent(worker)
-        targets = [Target(n, str(agent.pid), agent.host, AGENT_PORT, TOKEN) for n, agent in sorted(self.agents.items())]
-        self.pool.update(RUN, targets)
+        follow(self.pool, RUN, self.agents.values())
 
     def are_all_ready(self) -> bool:
         """Whether every agent has a store and a standby for each rank."""

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from agents_real import AgentProcess
-from gang_of_agents import RUN, GangOfAgents
+from gang_of_agents import RUN, GangOfAgents, uid_of
 from injured_network import Network
 from memory_cgroup import limited_memory
 from mend.agents import AgentError
@@ -136,7 +136,7 @@ class InjuredGang(GangOfAgents):
             WorkerPod(
                 index=worker,
                 name=f"run-{worker}",
-                uid=str(agent.pid),
+                uid=uid_of(agent),
                 phase=PodPhase.RUNNING,
                 ip=agent.host,
                 node=f"node-{worker}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mend.model import StoredCheckpoint
-from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held
+from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Pending
 
 SLOTS = 2
 COPY_SECONDS = 0.2  # until the buddy has it
@@ -39,6 +39,7 @@ def _slots() -> defaultdict[int, deque[Snapshot]]:
 class Arena:
     """The last two snapshots of each place of a worker, and of each place of the worker whose buddy it is."""
 
+    digest_seconds: float = 0.0  # until the saver has taken the digests of a snapshot
     places: defaultdict[int, deque[Snapshot]] = field(default_factory=_slots)
     copies: defaultdict[int, deque[Snapshot]] = field(default_factory=_slots)
 
@@ -54,15 +55,29 @@ class Arena:
     def copy_to(self, buddy: Arena, now: float) -> None:
         """The newest snapshots that had the time to get there."""
         for place, slots in self.places.items():
-            due = [each for each in slots if each.at + COPY_SECONDS <= now]
+            due = [each for each in slots if each.at + self.digest_seconds + COPY_SECONDS <= now]
             if due and due[-1] not in buddy.copies[place]:
                 buddy.copies[place].append(due[-1])
 
-    def held(self) -> tuple[Held, ...]:
+    def pending(self, ranks: tuple[int, ...], step_seconds: float, now: float) -> Pending | None:
+        """As a heartbeat tells it: the newest of these ranks, while digests are taken of them."""
+        newest = [slots[-1] for slots in self.places.values() if slots and slots[-1].rank in ranks]
+        waiting = [each for each in newest if each.at + self.digest_seconds > now]
+        if not waiting or len(newest) < len(ranks) or len({each.save_id for each in newest}) > 1:
+            return None
+        ref, size = waiting[0].state.ref, waiting[0].state.world_size
+        return Pending(attempt=ref.attempt, step=ref.step, world_size=size, ranks=ranks, step_seconds=step_seconds)
+
+    def held(self, now: float) -> tuple[Held, ...]:
         """As a heartbeat tells it."""
         found: dict[StoredCheckpoint, set[int]] = {}
-        for each in self.snapshots():
-            found.setdefault(each.state, set()).add(each.rank)
+        for slots in self.places.values():
+            for each in slots:
+                if each.at + self.digest_seconds <= now:
+                    found.setdefault(each.state, set()).add(each.rank)
+        for slots in self.copies.values():
+            for each in slots:
+                found.setdefault(each.state, set()).add(each.rank)
         return tuple(
             Held(
                 save_id=state.ref.save_in_memory,

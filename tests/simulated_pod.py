@@ -21,7 +21,7 @@ from mend.protocol import (
     SaveReport,
     Stop,
 )
-from simulated_gang import Gang, Rank
+from simulated_gang import STEP_SECONDS, Gang, Rank
 from simulated_memory import Arena
 
 GOODBYE_SECONDS = 1.0
@@ -203,7 +203,8 @@ class Agent:
             restored=gang.restored if gang and first else None,
             quarantined=gang.quarantined if gang and first else (),
             save=_save_report(gang, now) if gang and first else None,
-            held=self.arena.held(),
+            held=self.arena.held(now),
+            pending=self.arena.pending(tuple(rank.number for rank in self.ranks), STEP_SECONDS, now),
             saver_port=self.saver_port,
             terminating=self.terminating,
         )

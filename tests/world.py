@@ -392,6 +392,12 @@ class World:
         if told:
             self.bucket.corrupt.add(max(told, key=lambda ref: (ref.attempt, ref.step)).uri)
 
+    def slow_savers(self, digest_seconds: float) -> None:
+        """Savers take so long to take the digests of a snapshot."""
+        for pod in self.pods:
+            if pod.agent is not None:
+                pod.agent.arena.digest_seconds = digest_seconds
+
     def kill_saver(self, worker: int, seconds: float = 2.0) -> None:
         """The saver of a worker dies; the agent starts another."""
         for pod in self._pods_of(worker):

@@ -1,10 +1,11 @@
-"""What lies under a run's prefix in the store: whose it is, what is committed, what is kept, and what may go."""
+"""What lies under a run's prefix in the store: what is committed, what is kept, and what may go."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import ClassVar, Final
 
@@ -12,17 +13,16 @@ import msgspec
 
 from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
 from mend.model import StoredCheckpoint, StoredSave, StoreView
+from mend.ownership import Owner, claim
 from mend.protocol import (
     ANNOUNCEMENTS_FOLDER,
     INCIDENTS_FOLDER,
     MANIFEST_NAME,
-    OWNER_KEY,
     PINNED_NAME,
     QUARANTINE_NAME,
-    TOKENIZERS_FOLDER,
+    SAVE_FOLDER,
     VERIFIED_NAME,
     CheckpointRef,
-    Message,
     announced_folder,
     announcement_key,
 )
@@ -39,33 +39,7 @@ _BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need n
 # In place of a manifest; told from one by its length, which no manifest has.
 SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
-# What a prefix may hold before it is claimed: a run that no controller looked after may have saved there.
-_MENDS: Final = re.compile(
-    rf"step-\d{{12}}/|({ANNOUNCEMENTS_FOLDER}|{INCIDENTS_FOLDER}|{TOKENIZERS_FOLDER})/|{OWNER_KEY}$|\.|lost\+found/"
-)
-_SAVE: Final = re.compile(r"(step-(\d{12})/(\d{6,})-[^/]+)/([^/]+)")
-
-
-class Owner(Message, frozen=True, kw_only=True):
-    """The run that a prefix belongs to. It names no cluster: a run may move, its name and prefix move with it."""
-
-    namespace: str
-    name: str
-    uid: str
-
-
-class PrefixOwned(StoreError):
-    """The prefix belongs to another run."""
-
-    reason: ClassVar[str] = "PrefixOwned"
-    remedy: ClassVar[str] = "give each run a prefix of its own in spec.checkpoint.uri"
-
-
-class PrefixInUse(StoreError):
-    """The prefix belongs to no run and holds something that is not mend's."""
-
-    reason: ClassVar[str] = "PrefixInUse"
-    remedy: ClassVar[str] = "name an empty prefix in spec.checkpoint.uri"
+_SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 
 
 class PruneRefused(StoreError):
@@ -110,7 +84,7 @@ class Catalog:
         With `enough` the view may be partial: it ends where that says so, beginning with the newest.
         """
         try:
-            self.claim(owner)
+            claim(self._store, owner)
             found, partial = self.newest(enough) if enough else (self.checkpoints(), False)
             return StoreView(
                 listed=True,
@@ -121,26 +95,6 @@ class Catalog:
             )
         except StoreError as error:
             return StoreView(problem=str(error), problem_reason=error.reason)
-
-    def claim(self, owner: Owner) -> None:
-        """Make the prefix this run's, or find that it is; raises `PrefixOwned` if it is another's.
-
-        A run of the same name and another uid is the same run made anew: it takes the prefix over.
-        """
-        found = self._owner()
-        if found is None:
-            self._refuse_what_is_not_mends()
-            with contextlib.suppress(AlreadyExists):  # whose it is shows below
-                self._store.put_if_absent(OWNER_KEY, msgspec.json.encode(owner))
-            found = self._owner()
-        if found is not None and found != owner and (found.namespace, found.name) == (owner.namespace, owner.name):
-            self._store.put(OWNER_KEY, msgspec.json.encode(owner))
-            found = self._owner()
-        # Read back even after a conditional write: a store that ignores the condition lets the last writer win.
-        if found != owner:
-            by = f"run {found.namespace}/{found.name} (uid {found.uid})" if found else "nobody, although it was claimed"
-            remedy = f"{PrefixOwned.remedy}; if that run is gone for good, delete {OWNER_KEY} there"
-            raise PrefixOwned(self._store.uri, f"it is owned by {by}", remedy=remedy)
 
     def newest(self, enough: Enough) -> tuple[tuple[StoredCheckpoint, ...], bool]:
         """Committed checkpoints by step, the newest of them until `enough` says so; and whether there may be more.
@@ -192,9 +146,10 @@ class Catalog:
             if newest.ref.uri in uris:
                 raise PruneRefused(newest.ref.uri, "is the newest committed checkpoint")
         spared: list[str] = []
+        newest_verified = cache(self._newest_verified)  # spared in any case, so it stays what it is
         for folder in folders:
             keys = [entry.key for entry in self._store.list(f"{folder}/")]
-            if self._is_worth_more(folder, keys):
+            if _is_worth_more(folder, keys, newest_verified):
                 spared.append(f"{self._store.uri}/{folder}")
                 continue
             self._store.delete([key for key in keys if key == f"{folder}/{MANIFEST_NAME}"])
@@ -202,13 +157,10 @@ class Catalog:
             self._store.delete([announcement_key(folder)])  # last: what is not announced would not be found again
         return tuple(spared)
 
-    def _is_worth_more(self, folder: str, keys: Sequence[str]) -> bool:
-        if f"{folder}/{PINNED_NAME}" in keys:
-            return True
-        if f"{folder}/{VERIFIED_NAME}" not in keys or f"{folder}/{QUARANTINE_NAME}" in keys:
-            return False
+    def _newest_verified(self) -> str:
+        """Its folder; "" if there is none."""
         verified = [each for each in self.newest(_shows_a_verified_one)[0] if each.verified and not each.quarantined]
-        return not verified or verified[-1].ref.uri == f"{self._store.uri}/{folder}"
+        return verified[-1].ref.uri.removeprefix(f"{self._store.uri}/") if verified else ""
 
     def sweep(self, attempt: int) -> tuple[str, ...]:
         """Delete what `restore.swept` says of all that lies here, as of `attempt`; which saves it was.
@@ -267,23 +219,6 @@ class Catalog:
         found.sort(key=lambda each: (each.modified_unix_seconds, each.key))
         self._store.delete([each.key for each in found[:-KEPT_DOSSIERS]])
 
-    def _refuse_what_is_not_mends(self) -> None:
-        """A prefix that nobody has claimed and that holds other things is more likely a slip than meant."""
-        for entry in islice(self._store.list("", delimiter="/"), _PAGE):
-            if not _MENDS.match(entry.key):
-                raise PrefixInUse(self._store.uri, f"holds {entry.key!r}, which mend has not written")
-
-    def _owner(self) -> Owner | None:
-        try:
-            raw = self._store.get(OWNER_KEY)
-        except NotFound:
-            return None
-        try:
-            return msgspec.json.decode(raw, type=Owner)
-        except msgspec.MsgspecError as error:
-            where = f"{self._store.uri}/{OWNER_KEY}"
-            raise PrefixOwned(where, f"is not mend's: {error}; the prefix holds something else") from error
-
     def _announced(self) -> Iterator[str]:
         """The folders of announced saves, newest first, page by page. What they announce may be gone, or a lie."""
         return filter(None, (announced_folder(entry.key) for entry in self._store.list(f"{ANNOUNCEMENTS_FOLDER}/")))
@@ -341,13 +276,21 @@ def forgotten(
         for each, save in named
         if save is not None
         and newest - each.begun_unix_seconds >= old_seconds
-        and (int(save[3]) < attempt or save[1] in committed)
+        and (int(save["attempt"]) < attempt or save["folder"] in committed)
     ]
 
 
 def _in_words(doubted: Mapping[str, str]) -> str:
     first = next(iter(doubted.items()), None)
     return f"{len(doubted)} checkpoints are passed over; the first, {first[0]}: {first[1]}" if first else ""
+
+
+def _is_worth_more(folder: str, keys: Sequence[str], newest_verified: Callable[[], str]) -> bool:
+    """Whether what lies in this folder may not go, whatever was decided: it is pinned, or the newest verified one."""
+    if f"{folder}/{PINNED_NAME}" in keys:
+        return True
+    is_verified = f"{folder}/{VERIFIED_NAME}" in keys and f"{folder}/{QUARANTINE_NAME}" not in keys
+    return is_verified and newest_verified() in ("", folder)
 
 
 def _shows_a_sound_one(found: Sequence[StoredCheckpoint]) -> bool:
@@ -376,7 +319,7 @@ def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
     saves: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         if found := _SAVE.fullmatch(entry.key):
-            saves.setdefault(found[1], {})[found[4]] = entry
+            saves.setdefault(found["folder"], {})[found["name"]] = entry
     return saves
 
 
@@ -386,7 +329,7 @@ def _save(uri: str, entries: dict[str, Entry]) -> StoredSave:
     quarantined = entries.get(QUARANTINE_NAME)
     return StoredSave(
         uri=uri,
-        attempt=int(named[3]),
+        attempt=int(named["attempt"]),
         modified_at=max(entry.modified_unix_seconds for entry in entries.values()),
         committed=MANIFEST_NAME in entries and entries[MANIFEST_NAME].bytes != len(SWEPT),
         quarantined_at=quarantined.modified_unix_seconds if quarantined else None,
@@ -407,7 +350,7 @@ def _marked(known: StoredCheckpoint, entries: dict[str, Entry]) -> StoredCheckpo
 def _described(uri: str, save: str, raw: bytes, key: bytes | None) -> StoredCheckpoint:
     named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
     assert named is not None
-    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named[2]), attempt=int(named[3]))
+    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named["step"]), attempt=int(named["attempt"]))
     try:
         manifest = decode_manifest(raw, key)
     except Untrusted:

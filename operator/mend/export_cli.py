@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from mend.checkpoints_cli import Refused, add_which, command, find, folder_of, the_one
+from mend.whereabouts import Refused, add_which, command, find, folder_of, the_one
 
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 
@@ -27,20 +27,20 @@ def run_export(options: argparse.Namespace) -> int:
         from mend_trainer.export import CannotExport, Wanted, export
     except ImportError as error:
         raise Refused(f"an export needs the trainer's packages ({error}): pip install 'mend[trainer]'") from error
-    place = find(options)
-    checkpoint = the_one(place, options)
+    where = find(options)
+    checkpoint = the_one(where, options)
     if checkpoint.quarantined:
         raise Refused(f"{checkpoint.ref.uri}: it is in quarantine; choose another by --step")
     wanted = Wanted(
-        folder=folder_of(place, checkpoint),
+        folder=folder_of(where, checkpoint),
         target=options.to,
-        key=place.key,
+        key=where.key,
         dtype=options.dtype,
         config=options.config,
         tokenizer=options.tokenizer,
     )
     try:
-        manifest = export(place.store, wanted)
+        manifest = export(where.store, wanted)
     except CannotExport as error:
         raise Refused(str(error)) from error
     print(f"{options.to}: step {manifest.step} of attempt {manifest.attempt}, {manifest.tokens} tokens seen")

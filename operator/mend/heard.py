@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from mend.model import Evaluation, StepTimes
-from mend.protocol import Heartbeat, Phase, Point, RankReport
+from mend.protocol import AgentState, Heartbeat, Phase, Point, RankReport
 from mend.watchdog import ENOUGH_STEPS
 
 SAMPLES: Final = 64
@@ -44,7 +44,13 @@ def is_news(old: Heartbeat | None, new: Heartbeat) -> bool:
         return True
     if old.save is not new.save and _saved(old) != _saved(new):
         return True
+    if old.pending != new.pending and not _trains(new):  # a launch may wait for it
+        return True
     return any(map(_rank_has_news, old.ranks, new.ranks))
+
+
+def _trains(beat: Heartbeat) -> bool:
+    return beat.state is AgentState.RUNNING and all(rank.exit is None for rank in beat.ranks)
 
 
 def _saved(beat: Heartbeat) -> object:

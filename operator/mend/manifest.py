@@ -140,21 +140,12 @@ def misplacement(manifest: Manifest, folder: str) -> str:
     return f"its manifest is that of step {manifest.step} of attempt {manifest.attempt}{named}"
 
 
-def is_signed(raw: bytes) -> bool:
-    """Whether a manifest bears a signature, whoever's it is."""
-    return _bears_signature(raw[len(_SEAL % _NO_DIGEST) :])
-
-
 def _check_signature(rest: bytes, key: bytes) -> None:
     head = len(_SIGNED % _NO_SIGNATURE)
-    if not _bears_signature(rest):
+    if not rest.startswith(_SIGNED[: _SIGNED.index(b"%")]):
         raise Untrusted("it is not signed, and a signing key is set")
     if not hmac.compare_digest(rest[:head], _SIGNED % _signature(rest[head:], key)):
         raise Untrusted("its signature is not by this run's signing key")
-
-
-def _bears_signature(rest: bytes) -> bool:
-    return rest.startswith(_SIGNED[: _SIGNED.index(b"%")])
 
 
 def _signature(rest: bytes, key: bytes) -> bytes:

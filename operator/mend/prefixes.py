@@ -16,12 +16,13 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from mend.agents import RunKey
-from mend.catalog import Catalog, Owner
+from mend.catalog import Catalog
 from mend.kube.client import SECRETS, KubeClient
 from mend.kube.errors import ApiError, NotFound
 from mend.manifest import signing_key
 from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
 from mend.observe import decoded
+from mend.ownership import Owner
 from mend.protocol import AUTHORITY_SECRET_KEY, SIGNING_SECRET_KEY, CheckpointRef
 from mend.restore import MAX_CANDIDATES, candidates
 from mend.spec import Checkpointing

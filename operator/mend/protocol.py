@@ -215,6 +215,16 @@ class Held(Message, frozen=True, kw_only=True):
     lineage: tuple[Ancestor, ...] = ()
 
 
+class Pending(Message, frozen=True, kw_only=True):
+    """The newest snapshots of one worker's ranks, which all have published; their digests are still being taken."""
+
+    attempt: int
+    step: int
+    world_size: int
+    ranks: tuple[int, ...]  # all of this worker
+    step_seconds: float  # how long that step took, and would take once more
+
+
 class Holder(Message, frozen=True, kw_only=True):
     """Where one rank's snapshot of a save lies."""
 
@@ -260,6 +270,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag_field="type", tag="heart
     quarantined: tuple[str, ...] = ()  # URIs that failed verification in this attempt
     save: SaveReport | None = None
     held: tuple[Held, ...] = ()
+    pending: Pending | None = None  # newer than what is held; None also from an agent that is older than this field
     saver_port: int = 0  # where savers serve snapshots over TLS, as long as this agent lives; 0: none ever will
     memory: MemoryReport | None = None
     store_requests: int = 0  # to the store, by this worker's saver since it began
@@ -517,8 +528,8 @@ MEMORY_SCHEME: Final = "memory:"  # of a CheckpointRef: no place in the store
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 
+SAVE_FOLDER: Final = r"step-(?P<step>\d{12})/(?P<attempt>\d{6,12})-(?P<save_id>[^/]+)"  # of every save, as a pattern
 _LAST: Final = 10**12 - 1  # attempt and step that an announcement can tell
-_SAVE_FOLDER: Final = re.compile(r"step-(\d{12})/(\d{6,12})-([^/]+)")
 _ANNOUNCEMENT: Final = re.compile(rf"{ANNOUNCEMENTS_FOLDER}/(\d{{12}})-(\d{{12}})-([^/]+)")
 
 
@@ -542,7 +553,7 @@ def announcement_key(folder: str) -> str:
 
     Written before the manifest. Within a lineage a later attempt is further than the one before was when it was left.
     """
-    found = _SAVE_FOLDER.fullmatch(folder)
+    found = re.fullmatch(SAVE_FOLDER, folder)
     if found is None:
         raise ValueError(f"{folder!r} is no folder of a save: expected step-STEP/ATTEMPT-SAVE")
     step, attempt, save_id = found.groups()

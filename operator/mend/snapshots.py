@@ -13,7 +13,7 @@ from mend.fields import parse_bytes
 from mend.model import MemoryStatus, Observation, RunStatus
 from mend.presence import is_ready
 from mend.protocol import TRAINER_CONTAINER, Heartbeat, Holder, saver_url
-from mend.restore import Candidate, MemorySave, WorkerMemory, holders, planned, saves_in_memory
+from mend.restore import MAX_HOLDERS, Candidate, MemorySave, WorkerMemory, holders, planned, saves_in_memory
 from mend.spec import Spec
 
 WORD_SECONDS = 1.0  # how long a launch waits at most to hear what workers hold
@@ -62,20 +62,44 @@ def wait_for_word(spec: Spec, seen: Observation, takers: Sequence[int], now: flo
 
     Snapshots are no news that a heartbeat is sent for, so what was told last may be older than what a worker holds by
     now, or name one that was overwritten since: where the workers' words do not fit together, each is heard once more.
+    And a newer step of which digests are still being taken is waited for as long as that can pay.
     """
     begun = seen.status.attempt_started_at
     agents = [agent for worker in takers if (agent := seen.agent_of(worker)) is not None]
     beats = [agent.heartbeat for agent in agents if agent.heartbeat is not None]
-    newest = max(map(_newest, beats), default=-1)
-    if newest < 0 or seen.status.keep or begun is None or now - begun >= WORD_SECONDS:
+    is_told = any(beat.held or beat.pending for beat in beats)
+    if not is_told or seen.status.keep or begun is None or now - begun >= WORD_SECONDS:
         return 0.0
+    newest = max(map(_newest, beats))
     unheard = [each.heartbeat for each in agents if each.heartbeat is not None and each.silent_seconds > now - begun]
     step = max(map(_stepped, beats))
     fit = all(_stepped(beat) in (-1, step) and _newest(beat) in (-1, newest) for beat in unheard)
     able = plan(spec, seen, takers)
-    if not unheard or (fit and able and able[0].state.ref.step >= newest):
+    best = able[0].state.ref.step if able else -1
+    if unheard and not (fit and best >= newest):
+        return spec.health.heartbeat_seconds / 2
+    left = min(WORD_SECONDS, _worth_seconds(seen.status, beats, unheard, best)) - (now - begun)
+    return min(left, spec.health.heartbeat_seconds / 2) if left > 0 else 0.0
+
+
+def _worth_seconds(status: RunStatus, beats: Sequence[Heartbeat], unheard: Sequence[Heartbeat], best: int) -> float:
+    """How long the steps after `best` would take once more that a pending snapshot saves, unless a rank has none.
+
+    Ranks of the `unheard` may have published theirs since.
+    """
+    if not _is_trusted(status):
         return 0.0
-    return spec.health.heartbeat_seconds / 2
+    told = [beat.pending for beat in beats if beat.pending is not None and beat.pending.attempt == status.follows]
+    worth = 0.0
+    for pending in told:
+        same = [each for each in told if each.step == pending.step]
+        there = {rank for each in same for rank in each.ranks}
+        there |= {rank for beat in beats for held in beat.held if held.step == pending.step for rank in held.ranks}
+        there |= {rank.rank for beat in unheard for rank in beat.ranks}
+        is_allowed = status.roll_back_before is None or pending.step < status.roll_back_before
+        if is_allowed and pending.world_size <= MAX_HOLDERS and there.issuperset(range(pending.world_size)):
+            worth = max(worth, (pending.step - best) * pending.step_seconds)
+    return worth
 
 
 def _newest(beat: Heartbeat) -> int:

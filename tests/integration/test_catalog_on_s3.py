@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mend.catalog import Catalog, Owner
+from mend.catalog import Catalog
 from mend.model import StoreView
+from mend.ownership import Owner
 from mend.protocol import checkpoint_key
 from mend.store import Store, Unreachable, open_store
 from mend.store.s3 import S3Store

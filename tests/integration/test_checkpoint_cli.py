@@ -13,11 +13,12 @@ import pytest
 from api_thread import served_in_a_thread
 from cluster_client import CRDS, Cluster
 from crds import crd, sample
-from mend.catalog import Catalog, Owner
+from mend.catalog import Catalog
 from mend.cli import main
 from mend.crstatus import from_resource, to_resource
 from mend.manifest import signing_key
 from mend.model import CheckpointStatus, RunPhase, RunStatus, SaveWish, WishState
+from mend.ownership import Owner, claim
 from mend.protocol import (
     ANNOTATION_SAVE_NOW,
     API_VERSION,
@@ -40,7 +41,7 @@ RUNS = f"/apis/{API_VERSION}/namespaces/default/trainingruns"
 def store(tmp_path: Path) -> Store:
     """A prefix that belongs to team/clio."""
     found = open_store(f"file://{tmp_path}/run")
-    Catalog(found).claim(OWNER)
+    claim(found, OWNER)
     return found
 
 

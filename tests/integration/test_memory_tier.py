@@ -99,6 +99,38 @@ async def test_a_killed_rank_goes_on_from_memory_without_the_store(tmp_path: Pat
         assert not (tmp_path / "away").exists()
 
 
+async def test_a_snapshot_without_digests_is_told_as_pending_until_it_has_them(tmp_path: Path) -> None:
+    """With a saver that stands still what ranks publish, and leave behind, is pending; once it goes on, it is held."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/away/run", memory_interval_steps=5)
+    async with a_worker(tmp_path) as client:
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: whole(beat, 20), "a snapshot in memory")
+        saver = pid_of_saver(client.agent.pid)
+        assert saver is not None
+        os.kill(saver, signal.SIGSTOP)
+        last = whole(beat)
+        assert last is not None
+        beat = await client.until(lambda beat: beat.pending and beat.pending.step > last.step + 10, "a pending one")
+        for rank in (0, 1):
+            os.kill(pid_of(beat, rank), signal.SIGKILL)
+        await client.until(has_exit(0, 1))
+        beat = await client.until(has_exit(1, 1))
+        left = beat.pending
+        assert left is not None
+        assert (left.attempt, left.world_size, left.ranks) == (1, 2, (0, 1))
+        assert left.step_seconds > 0
+        assert not whole(beat, left.step)
+        os.kill(saver, signal.SIGCONT)
+        beat = await client.until(lambda beat: whole(beat, left.step), "held")
+        assert beat.pending is None
+        held = whole(beat, left.step)
+        assert held is not None
+        await launch(client, 2, plan, in_memory(held))
+        beat = await client.until(lambda beat: beat.restored is not None and beat.attempt == 2, "restored")
+        assert beat.restored is not None
+        assert beat.restored.step == left.step
+
+
 async def test_a_snapshot_that_is_not_there_is_passed_over(tmp_path: Path) -> None:
     """A candidate in memory that no worker has any more is passed over for the checkpoint, and nothing is marked."""
     plan = CheckpointPlan(uri=f"file://{tmp_path}/run", interval_steps=20)
@@ -149,6 +181,25 @@ async def test_what_hung_ranks_cannot_save_is_saved_for_them(tmp_path: Path) -> 
         assert saved
         assert saved[0].step >= 20
         assert saved[0].attempt == 1
+
+
+async def test_what_ranks_leave_in_memory_is_saved_if_no_others_come(tmp_path: Path) -> None:
+    """Of killed ranks that nobody launches anew: the newest step, or once that is given up the one before."""
+    plan = CheckpointPlan(uri=f"file://{tmp_path}/run", memory_interval_steps=50)
+    async with a_worker(tmp_path) as client:
+        await launch(client, 1, plan)
+        beat = await client.until(lambda beat: whole(beat, 99), "two snapshots of both ranks")
+        for rank in (0, 1):
+            os.kill(pid_of(beat, rank), signal.SIGKILL)
+        before, newest = sorted(held.step for held in beat.held if held.ranks == (0, 1))
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / f"step-{newest:012d}").touch()  # where the save of that step would have its folder
+        beat = await client.until(lambda beat: beat.save is not None and beat.save.committed, "a checkpoint")
+        assert beat.save is not None
+        assert beat.save.committed is not None
+        assert beat.save.committed.step == before
+        beats = [line for _, line in client.lines if isinstance(line, Heartbeat)]
+        assert any(f"step {newest}" in each.save.error for each in beats if each.save is not None)
 
 
 async def test_a_save_is_finished_although_its_rank_was_killed(tmp_path: Path) -> None:

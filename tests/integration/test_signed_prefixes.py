@@ -10,11 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from kube_server import a_cluster
-from mend.catalog import Catalog, NotSigned, Owner
+from mend.catalog import Catalog, NotSigned
 from mend.kube.client import SECRETS
 from mend.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest, signing_key
 from mend.model import RunStatus, StoreView
 from mend.noted import noted
+from mend.ownership import Owner
 from mend.prefixes import Prefixes
 from mend.protocol import MANIFEST_NAME, SIGNING_SECRET_KEY, announcement_key
 from mend.spec import Checkpointing

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from manifests import a_manifest
-from mend.catalog import Catalog, Owner, PrefixInUse
+from mend.catalog import Catalog
 from mend.manifest import MANIFEST_VERSION, encode_manifest
 from mend.model import StoreView
+from mend.ownership import Owner, PrefixInUse
 from mend.prefixes import _open
 from mend.protocol import MANIFEST_NAME, OWNER_KEY, announcement_key, checkpoint_key
 from mend.spec import Checkpointing

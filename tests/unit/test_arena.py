@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from mend_trainer.arenas import Arenas
 from mend_trainer.checkpoint.arena import Arena, Draft, Header, Origin, Snapshot
 from mend_trainer.checkpoint.layout import Block, blocks_of, local_tensors
 from mend_trainer.slots import arena_path
@@ -128,16 +131,65 @@ def test_a_header_with_a_flipped_bit_is_none() -> None:
     assert Arena.attach(arena_path(arena.descriptor)).snapshots() == []
 
 
-def test_the_agent_can_ask_for_the_newest_to_be_saved() -> None:
-    """A snapshot that was to stay in memory becomes owed when asked for; one that was settled does not again."""
+def test_the_agent_can_ask_for_a_snapshot_to_be_saved() -> None:
+    """One that was to stay in memory becomes owed when asked for; not one that was overwritten meanwhile."""
     arena = Arena.create("a")
-    snapshot = take(arena, 1, owed=False)
-    assert snapshot is not None
+    take(arena, 1, owed=False)
     assert not arena.words.is_in_debt
-    assert arena.words.ask()
+    (kept,) = arena.words.kept
+    arena.words.ask(kept)
+    (snapshot,) = arena.snapshots()
     assert snapshot.is_owed
     snapshot.settle(b"done")
-    assert not arena.words.ask()
+    assert not arena.words.is_in_debt
+    assert arena.words.kept == [replace(kept, is_settled=True)]
+    for step in (2, 3):
+        take(arena, step, owed=False)
+    arena.words.ask(kept)
+    assert not arena.words.is_in_debt
+
+
+def test_ranks_that_died_in_the_middle_of_a_copy_owe_what_they_have_in_common() -> None:
+    """One rank has published step 2, the other was killed while it copied it: step 1 is flushed, and there is room."""
+    arenas = Arenas(2)
+    ahead, behind = (Arena.attach(path) for path in arenas.own)
+    for arena in (ahead, behind):
+        take(arena, 1, owed=False)
+    take(ahead, 2, owed=False)
+    draw(behind, 2)
+    assert arenas.reached(2) == (1, 1)
+    assert arenas.reached(1) == (1, 2)
+    for _ in range(2):
+        arenas.flush(2)
+        owed = [[each.header.origin.step for each in arena.snapshots() if each.is_owed] for arena in (ahead, behind)]
+        assert owed == [[1], [1]]
+    assert ahead.has_room
+    assert behind.has_room
+    ahead.words.committed = (1, 1)  # as its saver tells first
+    for arena in (ahead, behind):
+        arena.snapshots()[0].settle(b"done")
+    arenas.flush(2)
+    assert not arenas.are_in_debt
+    arenas.close()
+
+
+def test_what_did_not_add_up_with_other_workers_is_followed_by_the_step_before() -> None:
+    """Both ranks here have step 2, one elsewhere has not: once its save was given up, step 1 is flushed."""
+    arenas = Arenas(2)
+    both = [Arena.attach(path) for path in arenas.own]
+    for step in (1, 2):
+        for arena in both:
+            take(arena, step, owed=False)
+    owed = []
+    for _ in range(3):
+        arenas.flush(2)
+        owed.append([[each.header.origin.step for each in arena.snapshots() if each.is_owed] for arena in both])
+        for arena in both:
+            for snapshot in arena.snapshots():
+                if snapshot.is_owed:
+                    snapshot.settle(b"given up")
+    assert owed == [[[2], [2]], [[1], [1]], [[], []]]
+    arenas.close()
 
 
 def test_the_newest_checkpoint_is_told_in_one_word() -> None:

@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from manifests import a_manifest
-from mend.catalog import Catalog, NewerCheckpoint, Owner, PrefixOwned, PruneRefused
+from mend.catalog import Catalog, NewerCheckpoint, PruneRefused
 from mend.manifest import MANIFEST_VERSION, StoredObject, encode_manifest
+from mend.ownership import Owner, PrefixOwned, claim
 from mend.protocol import (
+    ANNOUNCEMENTS_FOLDER,
     DCP_METADATA_NAME,
     MANIFEST_NAME,
     OWNER_KEY,
@@ -137,7 +139,7 @@ def test_a_prefix_is_claimed_once_and_stays_claimed(store: CountingStore) -> Non
 
 def test_a_second_run_is_refused_with_the_name_of_the_owner(store: CountingStore) -> None:
     """Another run on the same prefix is refused, and told who owns it and what to do."""
-    Catalog(store).claim(CLIO)
+    claim(store, CLIO)
     view = Catalog(store).view(Owner(namespace="other", name="dora", uid="uid-2"))
     assert (view.listed, view.problem_reason) == (False, "PrefixOwned")
     assert "team/clio" in view.problem
@@ -147,7 +149,7 @@ def test_a_second_run_is_refused_with_the_name_of_the_owner(store: CountingStore
 
 def test_a_run_made_anew_takes_its_prefix_over(store: CountingStore) -> None:
     """A run of the same name with another uid continues on its prefix."""
-    Catalog(store).claim(CLIO)
+    claim(store, CLIO)
     again = msgspec.structs.replace(CLIO, uid="uid-2")
     assert Catalog(store).view(again).listed
     assert msgspec.json.decode(store.get(OWNER_KEY), type=Owner) == again
@@ -157,7 +159,7 @@ def test_a_prefix_that_holds_something_else_is_refused(store: CountingStore) -> 
     """An owner object that mend did not write means that the prefix is not mend's."""
     store.put(OWNER_KEY, b"not json")
     with pytest.raises(PrefixOwned, match="something else"):
-        Catalog(store).claim(CLIO)
+        claim(store, CLIO)
     assert store.get(OWNER_KEY) == b"not json"
 
 
@@ -165,7 +167,7 @@ def test_what_a_run_without_a_controller_wrote_is_no_stranger(store: CountingSto
     """A prefix with saves, announcements, tokenizers and dossiers, and no owner, can still be claimed."""
     for key in ("step-000000000001/000001-a/x", "newest/a", "tokenizers/d-tokenizer.json", "incidents/a.json"):
         store.put(key, b"")
-    Catalog(store).claim(CLIO)
+    claim(store, CLIO)
     assert msgspec.json.decode(store.get(OWNER_KEY), type=Owner) == CLIO
 
 
@@ -180,7 +182,7 @@ def test_problems_of_the_store_are_told_and_not_raised(tmp_path: Path) -> None:
 def test_pruning_deletes_exactly_what_is_named(store: CountingStore) -> None:
     """The named checkpoints are gone whole; others, leftovers and the owner stay."""
     refs = [a_checkpoint(store, step) for step in (1, 2, 3)]
-    Catalog(store).claim(CLIO)
+    claim(store, CLIO)
     leftover = f"{checkpoint_key(1, 1, 'torn')}/__0_0.distcp"
     store.put(leftover, b"half")
     Catalog(store).prune([refs[0].uri, refs[1].uri])
@@ -219,6 +221,18 @@ def test_the_newest_verified_is_spared_also_if_it_was_verified_meanwhile(store: 
     store.put(f"{checkpoint_key(2, 1, 'a')}/{VERIFIED_NAME}", b"{}")
     assert Catalog(store).prune([refs[0].uri]) == ()
     assert [each.ref for each in Catalog(store).checkpoints()] == refs[1:]
+
+
+def test_the_newest_verified_is_looked_for_once(store: CountingStore) -> None:
+    """However many of those that go were verified; and not at all if none was."""
+    refs = [a_checkpoint(store, step) for step in range(1, 8)]
+    for step in (1, 2, 3, 4, 6):
+        store.put(f"{checkpoint_key(step, 1, 'a')}/{VERIFIED_NAME}", b"{}")
+    for going, looks in ((refs[:4], 2), (refs[4:5], 1)):
+        store.listed.clear()
+        assert Catalog(store).prune([each.uri for each in going]) == ()
+        assert store.listed.count(f"{ANNOUNCEMENTS_FOLDER}/") == looks, "the first is for the newest of all"
+    assert [each.ref for each in Catalog(store).checkpoints()] == refs[5:]
 
 
 @pytest.mark.parametrize("uri", ["", "/step-000000000001", "/../other/step-000000000001/000001-a", "/owner.json"])

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests import a_manifest
-from mend.catalog import Catalog, Owner, forgotten
+from mend.catalog import Catalog, forgotten
 from mend.manifest import encode_manifest
 from mend.model import StoredCheckpoint, StoredSave
+from mend.ownership import Owner
 from mend.protocol import (
     MANIFEST_NAME,
     QUARANTINE_NAME,

@@ -88,6 +88,7 @@ COMMANDS: dict[str, Callable[..., object]] = {
     "spoil the newest checkpoint": lambda world: world.spoil_newest(),
     "spoil the newest snapshots": lambda world: world.spoil_snapshots(),
     "kill saver of worker": lambda world, worker, seconds: world.kill_saver(int(worker), float(seconds)),
+    "digests take": lambda world, seconds: world.slow_savers(float(seconds)),
     "node of worker will go": lambda world, worker, taint: world.announce_end_of_node(int(worker), f"taint {taint}"),
     "storage fails": lambda world: setattr(world.bucket, "available", False),
     "storage works": lambda world: setattr(world.bucket, "available", True),

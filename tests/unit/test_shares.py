@@ -186,6 +186,16 @@ def test_without_rank_0_the_others_commit(tmp_path: Path) -> None:
     assert MANIFEST_NAME in names(store)
 
 
+@pytest.mark.parametrize("early", [0, 1])
+def test_who_comes_after_a_peer_has_given_up_finds_its_share(early: int, tmp_path: Path) -> None:
+    """As where a worker flushed a newer step first: the share of whoever waited in vain lies there, and it commits."""
+    store = Watched(tmp_path)
+    waited = a_saving(store, a_snapshot(early), patience_seconds=0.2).run()
+    assert isinstance(waited, SaveFailed)
+    assert isinstance(a_saving(store, a_snapshot(1 - early)).run(), Committed)
+    assert MANIFEST_NAME in names(store)
+
+
 def test_what_is_committed_already_is_not_done_again(tmp_path: Path) -> None:
     """A saver that finds the manifest writes nothing more."""
     snapshot = a_snapshot(0, world=1)

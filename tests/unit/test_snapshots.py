@@ -14,6 +14,9 @@ from mend.model import (
     CheckpointStatus,
     CreateTls,
     EmitEvent,
+    FailureClass,
+    IncidentKind,
+    IncidentRecord,
     MemoryStatus,
     Observation,
     Origin,
@@ -32,8 +35,12 @@ from mend.protocol import (
     Heartbeat,
     Held,
     MemoryReport,
+    Pending,
     Phase,
+    RankExit,
     RankReport,
+    decode_stream,
+    encode,
 )
 from mend.snapshots import buddy_urls, in_bytes, memories, wait_for_word, with_memory
 from mend.spec import Spec
@@ -93,6 +100,19 @@ def seen(*agents: AgentView, **status: Any) -> Observation:
     )
 
 
+def an_open_incident(number: int) -> IncidentRecord:
+    """A crash that the run is not back from."""
+    return IncidentRecord(
+        id=number,
+        kind=IncidentKind.CRASHED,
+        failure=FailureClass.INFRASTRUCTURE,
+        attempt=1,
+        step=20,
+        began_at=EPOCH,
+        detected_at=EPOCH,
+    )
+
+
 SPEC = a_spec(2, 1)
 
 
@@ -114,6 +134,64 @@ def test_words_that_are_older_than_the_attempt_and_do_not_fit_are_heard_anew_for
     assert not waits(both, 0.3)  # worker 1 was heard after the attempt began
     assert waits(seen(both.agents[0], replace(both.agents[1], silent_seconds=0.85)), 0.8)
     assert not waits(seen(both.agents[0], replace(both.agents[1], silent_seconds=0.85)), 1.0)
+
+
+def pending(step: int, *ranks: int, seconds: float = 0.5, attempt: int = 1) -> Pending:
+    """Snapshots of these ranks of two, published and not yet digested."""
+    return Pending(attempt=attempt, step=step, world_size=2, ranks=ranks, step_seconds=seconds)
+
+
+def digesting(step: int, *, before: int = 19, seconds: float = 0.5, attempt: int = 1) -> Observation:
+    """Two workers whose savers take the digests of `step`, and hold the snapshots of a step before."""
+    return seen(
+        *(
+            an_agent(n, held(before, n), pending=pending(step, n, seconds=seconds, attempt=attempt), step=step)
+            for n in (0, 1)
+        )
+    )
+
+
+def test_a_snapshot_whose_digests_are_being_taken_is_waited_for_as_long_as_its_steps_would_take() -> None:
+    """One step of half a second, ten of 20 ms, and never more than a second; then what is held is restored."""
+    for there, enough in (
+        (digesting(20), 0.5),
+        (digesting(29, seconds=0.02), 0.2),
+        (digesting(20, seconds=0.02), 0.02),
+        (digesting(20, seconds=30.0), 1.0),
+    ):
+        assert waits(there, enough - 0.01)
+        assert not waits(there, enough + 0.01)
+    assert wait_for_word(SPEC, digesting(20, seconds=0.02), (0, 1), BEGUN + 0.015) < 0.006
+    assert not waits(seen(an_agent(0, held(20, 0)), an_agent(1, held(20, 1))), 0.1), "its digests are there"
+
+
+def test_what_all_pending_snapshots_do_not_make_whole_is_not_waited_for() -> None:
+    """A rank that was killed in the middle of its copy has none of that step; a worker not yet heard again may have."""
+    first = an_agent(0, held(19, 0), pending=pending(20, 0))
+    torn = an_agent(1, held(19, 1))
+    assert not waits(seen(first, torn), 0.1)
+    assert waits(seen(first, replace(torn, silent_seconds=0.2)), 0.1)
+    assert waits(seen(first, an_agent(1, held(19, 1), held(20, 1))), 0.1), "that worker's saver is done"
+
+
+def test_pending_snapshots_that_may_not_be_restored_are_not_waited_for() -> None:
+    """Those of another attempt, at or beyond a roll back, while only the store is trusted, and if ranks rejoin."""
+    assert not waits(digesting(20, attempt=2), 0.1)
+    for refused in (
+        {"roll_back_before": 20},
+        {"keep": (0,)},
+        {"incidents": tuple(map(an_open_incident, range(3)))},
+    ):
+        there = digesting(20)
+        assert not waits(replace(there, status=replace(there.status, **refused)), 0.1)
+
+
+def test_an_agent_that_is_older_than_pending_snapshots_is_understood() -> None:
+    """Its heartbeat has no such field: nothing is waited for."""
+    beat = an_agent(0, held(19, 0)).heartbeat
+    assert beat is not None
+    assert b"pending" not in encode(beat)
+    assert decode_stream(encode(beat)) == beat
 
 
 def test_ranks_that_rejoin_wait_for_no_word() -> None:
@@ -255,6 +333,17 @@ def test_a_new_snapshot_is_no_news_and_a_saver_that_moves_is() -> None:
     assert not is_news(agent, replace(agent, held=(held(21, 0),), sequence=2))
     assert is_news(agent, replace(agent, saver_port=1))
     assert is_news(agent, replace(agent, memory=MemoryReport(needed_bytes=1)))
+
+
+def test_digests_that_are_there_are_news_once_nobody_trains() -> None:
+    """A launch may wait for them; while ranks train, they come with every snapshot."""
+    training = an_agent(0, pending=pending(20, 0)).heartbeat
+    assert training is not None
+    assert not is_news(training, replace(training, pending=None))
+    dead = replace(training, ranks=(replace(training.ranks[0], exit=RankExit(signal=9)),))
+    stopped = replace(training, state=AgentState.IDLE, ranks=())
+    for beat in (dead, stopped):
+        assert is_news(beat, replace(beat, pending=None))
 
 
 def test_sizes_are_told_in_the_unit_that_fits() -> None:

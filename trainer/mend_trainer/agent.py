@@ -58,7 +58,6 @@ async def _work(settings: Settings, folder: RuntimeFolder, output: Output) -> in
     supervisor = Supervisor(settings, folder, output)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.terminate)
-    loneliness = loop.create_task(supervisor.leave_when_forgotten())
     server = None
     try:
         app = make_app(supervisor, settings.token, settings.heartbeat_seconds)
@@ -66,7 +65,6 @@ async def _work(settings: Settings, folder: RuntimeFolder, output: Output) -> in
         log.info("worker %d of run %s listens on %s:%d", settings.worker, settings.run, settings.host, settings.port)
         return await supervisor.exit
     finally:
-        loneliness.cancel()
         await supervisor.clean_up()
         if server is not None:
             await server.cleanup()

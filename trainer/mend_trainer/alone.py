@@ -14,6 +14,7 @@ from mend.manifest import Manifest, UnreadableManifest, decode_manifest
 from mend.protocol import (
     MANIFEST_NAME,
     QUARANTINE_NAME,
+    SAVE_FOLDER,
     CheckpointPlan,
     CheckpointRef,
     Launch,
@@ -25,7 +26,7 @@ from mend_trainer.checkpoint.signing import key_of
 
 RUN: Final = "alone"
 _LAUNCH_KEY: Final = "mend/launch"
-_SAVE: Final = re.compile(rf"(step-(\d+)/(\d+)-[^/]+)/({re.escape(MANIFEST_NAME)}|{re.escape(QUARANTINE_NAME)})")
+_SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 _MOST_CANDIDATES: Final = 5
 
 
@@ -46,11 +47,12 @@ def next_attempt(store: Store) -> tuple[int, tuple[CheckpointRef, ...]]:
     spoilt: set[str] = set()
     for entry in store.list("step-"):
         if found := _SAVE.fullmatch(entry.key):
-            prefix, step, attempt, name = found.groups()
-            if name == QUARANTINE_NAME:
-                spoilt.add(prefix)
-            else:
-                committed[prefix] = CheckpointRef(uri=f"{store.uri}/{prefix}", step=int(step), attempt=int(attempt))
+            folder = found["folder"]
+            if found["name"] == QUARANTINE_NAME:
+                spoilt.add(folder)
+            elif found["name"] == MANIFEST_NAME:
+                step, attempt = int(found["step"]), int(found["attempt"])
+                committed[folder] = CheckpointRef(uri=f"{store.uri}/{folder}", step=step, attempt=attempt)
     if not committed:
         return 1, ()
     newest_first = sorted(

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 
 from mend.protocol import ENV_ARENA, ENV_ARENAS
-from mend_trainer.slots import Words, arena_path, create_arena
+from mend_trainer.flushing import in_common, to_flush
+from mend_trainer.slots import Words, arena_path, create_arena, packed, unpacked
 
 
 class Arenas:
@@ -38,6 +39,11 @@ class Arenas:
         found, step = self.words[place].committed if place < len(self.words) else (0, -1)
         return step if found == attempt else -1
 
+    def reached(self, places: int) -> tuple[int, int]:
+        """Attempt and step of the newest snapshots that so many ranks of this worker have whole; (0, -1): none."""
+        newest = in_common([words.kept for words in self.words[:places]])[:1]
+        return unpacked(newest[0][0].reached) if newest else (0, -1)
+
     @property
     def needed_bytes(self) -> int:
         """What this worker's snapshots need in all; 0 before its ranks know."""
@@ -48,10 +54,17 @@ class Arenas:
         """Whether the store is still to get anything."""
         return any(words.is_in_debt for words in self.words)
 
-    def ask(self) -> None:
-        """Have the newest snapshot of each place saved, if it has not been."""
-        for words in self.words:
-            words.ask()
+    def flush(self, places: int) -> bool:
+        """Have the newest step saved that so many ranks of this worker have whole, if nothing newer is committed.
+
+        Whether there is something new to do for the saver.
+        """
+        asked = self.words[:places]
+        committed = max((packed(*words.committed) for words in asked), default=0)
+        snapshots = to_flush([words.kept for words in asked], committed)
+        for words, kept in zip(asked, snapshots, strict=False):  # or there are none
+            words.ask(kept)
+        return any(not kept.is_owed for kept in snapshots)
 
     def close(self) -> None:
         """Let them go."""

@@ -22,13 +22,13 @@ async def save_and_end(gang: Gang, seconds: float, arenas: Arenas, wake: Callabl
     """Ask for a save, wait for it to be committed, then end the ranks, all within `seconds`; whether it was saved.
 
     Ranks that are gone, or do not come to the end of their step within half of that time, cannot save any more: then
-    the newest of their snapshots is saved instead, if it is not yet.
+    the newest snapshots that they have in common are saved instead, if they are not yet.
     """
     began = time.monotonic()
     deadline = began + seconds
 
     def flush() -> None:
-        arenas.ask()
+        arenas.flush(gang.launch.ranks)
         wake()
 
     saved = await _save(gang, deadline, began + seconds / 2, flush)

@@ -8,7 +8,7 @@ import functools
 import logging
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -16,8 +16,10 @@ from typing import Final
 from mend.protocol import (
     Committed,
     ExitCode,
+    Held,
     Launch,
     Measured,
+    Pending,
     Raised,
     RankError,
     RankExit,
@@ -85,6 +87,18 @@ class Gang:
         """Step of the newest checkpoint of this attempt to which the rank has contributed; -1: none."""
         place = rank.rank - self.launch.first_rank
         return max(rank.progress().committed_step, self._tools.arenas.committed_step(place, self.launch.attempt))
+
+    def pending(self, held: Iterable[Held]) -> Pending | None:
+        """The newest snapshots that all ranks here have published, unless the saver told that it holds them already."""
+        launch = self.launch
+        attempt, step = self._tools.arenas.reached(launch.ranks)
+        ranks = tuple(range(launch.first_rank, launch.first_rank + launch.ranks))
+        if attempt != launch.attempt or any(
+            (each.attempt, each.step) == (attempt, step) and set(ranks) <= set(each.ranks) for each in held
+        ):
+            return None
+        seconds = max(rank.progress().step_seconds for rank in self.ranks)
+        return Pending(attempt=attempt, step=step, world_size=launch.world_size, ranks=ranks, step_seconds=seconds)
 
     def heard(self, outcome: Committed | SaveFailed) -> None:
         """What the saver tells of a save of this attempt."""
@@ -253,6 +267,7 @@ class Gang:
         rank.settled.set()
         if self._starting.done():  # else its place is taken
             rank.rejoins_since = None
+        self._tools.staged()  # perhaps it could not say so any more
         if not self.stopped:
             how = f"exit code {ending.code}" if ending.signal is None else signal.Signals(ending.signal).name
             log.info("attempt %d rank %d ended: %s%s", self.launch.attempt, rank.rank, how, " (OOM)" if oom else "")

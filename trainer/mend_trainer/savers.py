@@ -18,6 +18,7 @@ class Holding(Message, frozen=True, kw_only=True, tag_field="type", tag="holding
     """What lies whole and digested in this worker's memory, and what was sent to the store so far."""
 
     held: tuple[Held, ...] = ()
+    settled: int = 0  # snapshots whose save was committed or given up
     requests: int = 0
     stored_bytes: int = 0
 

@@ -16,6 +16,7 @@ import os
 from enum import IntEnum
 from typing import Final
 
+from mend_trainer.flushing import Kept
 from mend_trainer.progress import UnreadablePage
 
 SLOTS: Final = 2
@@ -99,20 +100,32 @@ class Words:
         slot = self.newest
         return slot is not None and self.get(slot, SlotWord.COPIED) != self.get(slot, SlotWord.SEQUENCE)
 
-    def ask(self) -> bool:
-        """Have the newest snapshot saved, if it is newer than all that was committed; whether anything is owed now."""
-        slot = self.newest
-        if slot is not None and self.get(slot, SlotWord.REACHED) > self._words[ArenaWord.COMMITTED]:
+    @property
+    def kept(self) -> list[Kept]:
+        """What this place has whole."""
+        found = []
+        for slot in range(SLOTS):
             sequence = self.get(slot, SlotWord.SEQUENCE)
-            if self.get(slot, SlotWord.OWED) != sequence:
-                self.put(slot, SlotWord.ASKED, sequence)
-        return self.is_in_debt
+            kept = Kept(
+                slot=slot,
+                sequence=sequence,
+                reached=self.get(slot, SlotWord.REACHED),
+                is_owed=self.is_owed(slot),
+                is_settled=self.get(slot, SlotWord.SETTLED) == sequence,
+            )
+            if self.is_whole(slot) and self.get(slot, SlotWord.SEQUENCE) == sequence:  # not overwritten meanwhile
+                found.append(kept)
+        return found
+
+    def ask(self, kept: Kept) -> None:
+        """Have this very snapshot saved; if it was overwritten since, that says nothing of the one in its slot."""
+        if not kept.is_owed:
+            self.put(kept.slot, SlotWord.ASKED, kept.sequence)
 
     @property
     def committed(self) -> tuple[int, int]:
         """Attempt and step of the newest checkpoint that came of this arena; (0, -1) before the first."""
-        reached = self._words[ArenaWord.COMMITTED]
-        return reached >> _STEP_BITS, reached % (1 << _STEP_BITS) - 1
+        return unpacked(self._words[ArenaWord.COMMITTED])
 
     @committed.setter
     def committed(self, attempt_and_step: tuple[int, int]) -> None:
@@ -131,6 +144,11 @@ class Words:
 def packed(attempt: int, step: int) -> int:
     """Both in one word that grows with them; a step may be -1."""
     return (attempt << _STEP_BITS) + step + 1
+
+
+def unpacked(reached: int) -> tuple[int, int]:
+    """Attempt and step again."""
+    return reached >> _STEP_BITS, reached % (1 << _STEP_BITS) - 1
 
 
 def create_arena(name: str) -> int:

@@ -37,6 +37,7 @@ from mend_trainer.copies.tls import snapshot_token
 from mend_trainer.ending import save_and_end
 from mend_trainer.evidence import gather
 from mend_trainer.gang import Gang
+from mend_trainer.hourglass import Hourglass
 from mend_trainer.kernel import Reaper
 from mend_trainer.logs import Output
 from mend_trainer.podmemory import pod_memory
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 
 _LONELY_SECONDS: Final = 60.0  # a finished agent waits this long for a controller to come and end it
 _FLUSH_SECONDS: Final = 20.0  # after the last rank has gone, the newest snapshot is saved
-_LONELY_POLL_SECONDS: Final = 1.0
 _BURIAL_SECONDS: Final = 5.0
 
 
@@ -61,7 +61,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, folder: RuntimeFolder, output: Output) -> None:
         loop = asyncio.get_running_loop()
-        self.bell = Bell()
+        self.bell = Bell(self._look)
         self.curves: dict[int, PointHistory] = {}
         self.attempt = 0
         self._settings = settings
@@ -69,6 +69,8 @@ class Supervisor:
         self._id = uuid.uuid4().hex
         self._sequence = 0
         self._gang: Gang | None = None
+        self._forgotten = Hourglass(loop, _LONELY_SECONDS, lambda: self._leave(ExitCode.SUCCEEDED))
+        self._deserted = Hourglass(loop, _FLUSH_SECONDS, self._flush)
         self._checking: asyncio.Task[Checked] | None = None
         self._ended: list[Gang] = []  # replaced by a newer attempt, some of their ranks still dying
         self._fence = 0  # attempts up to this one were stopped and never start again
@@ -162,6 +164,7 @@ class Supervisor:
             quarantined=gang.told.quarantined if gang else (),
             save=save_report(gang.told, now) if gang else None,
             held=self._holding.held,
+            pending=gang.pending(self._holding.held) if gang else None,
             saver_port=self._standbys.saver_port,
             memory=MemoryReport(needed_bytes=needed, limit_bytes=self._memory_limit) if needed else None,
             store_requests=self._holding.requests,
@@ -180,7 +183,10 @@ class Supervisor:
         match said:
             case Holding():
                 self._holding = said
-                return  # told at the next interval: it may change with every step
+                if self._deserted.has_ended:
+                    self._flush()  # a save was given up, perhaps, and the step before is to be tried
+                if self._gang is None or all(rank.is_alive for rank in self._gang.ranks):
+                    return  # told at the next interval: it may change with every step
             case Came(attempt=attempt, outcome=outcome):
                 if self._gang is None or attempt != self._gang.launch.attempt:
                     return  # of an older one: whoever needs it will find it in the store
@@ -313,27 +319,18 @@ class Supervisor:
             log.error("the agent broke while ending ranks", exc_info=error)
             self._leave(ExitCode.AGENT_FAILED)
 
-    async def leave_when_forgotten(self) -> None:
+    def _look(self) -> None:
         """A finished agent whose controller does not come back ends by itself, so that its pod can.
 
         And what ranks that are gone, without others in their place, have left in memory is saved.
         """
-        lonely_since: float | None = None
-        gone_since: float | None = None
-        while True:
-            if self.state is AgentState.FINISHED and not self.bell.listeners:
-                lonely_since = lonely_since or time.monotonic()
-                if time.monotonic() - lonely_since > _LONELY_SECONDS:
-                    self._leave(ExitCode.SUCCEEDED)
-                    return
-            else:
-                lonely_since = None
-            if self._gang is None or not self._gang.is_over or self._gang.has_succeeded:
-                gone_since = None
-            elif time.monotonic() - (gone_since := gone_since or time.monotonic()) > _FLUSH_SECONDS:
-                self._arenas.ask()  # what is saved already is not saved again
-                self._standbys.wake_saver()
-            await asyncio.sleep(_LONELY_POLL_SECONDS)
+        gang = self._gang
+        self._forgotten.see(self.state is AgentState.FINISHED and not self.bell.listeners)
+        self._deserted.see(gang is not None and gang.is_over and not gang.has_succeeded)
+
+    def _flush(self) -> None:
+        if self._gang is not None and self._arenas.flush(self._gang.launch.ranks):
+            self._standbys.wake_saver()
 
     async def clean_up(self) -> None:
         """Kill what runs and wait a little for it to be gone; a process stuck in the kernel is left to the kernel."""

@@ -57,6 +57,7 @@ class Saver:
         self._resumes = True  # at the first look: what is owed then may have been begun by another saver
         self._reading_back: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._settled = 0  # snapshots
         self._told = Holding()
 
     def look(self) -> None:
@@ -120,6 +121,8 @@ class Saver:
                 reached = header.origin.attempt, header.origin.step
                 snapshot.arena.words.committed = max(snapshot.arena.words.committed, reached)
         snapshot.settle(msgspec.json.encode(outcome))
+        with self._lock:
+            self._settled += 1
         self._say(snapshot, outcome)
         if isinstance(outcome, Committed) and header.verify and header.rank == 0:
             self._begin_reading_back(snapshot, outcome)
@@ -171,9 +174,10 @@ class Saver:
         snapshots = [each for arena in self._arenas for each in arena.snapshots()]
         snapshots += self._exchange.copies if self._exchange else []
         with self._lock:
-            usages = [store.usage for store in self._stores.values()]
+            usages, settled = [store.usage for store in self._stores.values()], self._settled
         now = Holding(
             held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
+            settled=settled,
             requests=sum(usage.total for usage in usages),
             stored_bytes=sum(usage.sent_bytes for usage in usages),
         )
