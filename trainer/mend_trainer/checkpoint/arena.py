@@ -6,7 +6,6 @@ to a peer. It may be replaced meanwhile, unless it is owed: who has read it asks
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ import xxhash
 from mend.protocol import Ancestor, Message
 from mend_trainer.checkpoint.copying import Room, copy_in, pin, unpin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
-from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
+from mend_trainer.checkpoint.mapping import mapped
+from mend_trainer.slots import REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
 
 _HEADER, _DIGESTS, _OUTCOME, _DATA = 0, 1, 2, 4
 _POSITIVE: Final = (1 << 63) - 1
@@ -94,6 +94,19 @@ class Snapshot:
         blocks = self.header.blocks
         length = self.starts[-1] + blocks[-1].bytes if blocks else 0
         return self.arena.view(self.slot, _DATA, length, touch=False)
+
+    def read_into(self, into: memoryview, start: int) -> None:
+        """Fill `into` (writable bytes) with its data from `start` on, without mapping it.
+
+        Raises EOFError where the arena ends before, OSError for memory that the kernel cannot read: mapped, either
+        would be a signal that ends the process.
+        """
+        place, done = region_start(self.slot, _DATA) + start, 0
+        while done < len(into):
+            count = os.preadv(self.arena.descriptor, [into[done:]], place + done)
+            if not count:
+                raise EOFError(f"the arena ends {len(into) - done} bytes before the end of what is to be read")
+            done += count
 
     def raw(self, index: int) -> memoryview:
         """The bytes of the block at `index`."""
@@ -245,24 +258,17 @@ class Arena:
 
     def view(self, slot: int, region: int, length: int, *, touch: bool = True) -> memoryview:
         """The first bytes of one part of a slot, made present at once; without `touch`, by the threads that read."""
-        mapped = self._regions.get((slot, region))
-        if mapped is None or len(mapped) < length:
-            pages = max(1, -(-length // PAGE_BYTES)) * PAGE_BYTES
-            memory = mmap.mmap(
-                self._descriptor,
-                pages,
-                flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if touch else 0),
-                offset=region_start(slot, region),
-            )
-            before, mapped = mapped, memoryview(memory)
-            self._regions[slot, region] = mapped
+        there = self._regions.get((slot, region))
+        if there is None or len(there) < length:
+            before, there = there, mapped(self._descriptor, region_start(slot, region), length, touch=touch)
+            self._regions[slot, region] = there
             self._rooms.pop(slot, None)
             if region == _DATA and slot in self._pinned_slots and before is not None:
                 self._pinned_slots.remove(slot)
                 unpin(before)
-            if region == _DATA and self._pins and pin(mapped):
+            if region == _DATA and self._pins and pin(there):
                 self._pinned_slots.add(slot)
-        return mapped[:length]
+        return there[:length]
 
     def _oldest_free(self, keep: int | None = None) -> int | None:
         free = [slot for slot in range(SLOTS) if slot != keep and not self.words.is_owed(slot)]

@@ -81,10 +81,13 @@ class Memory:
     def get_into(self, key: str, into: memoryview, start: int = 0, if_match: str = "") -> None:
         """As of a `Source`, from whoever has it."""
         snapshot = self._own.get(key)
-        if snapshot is not None:
-            into[:] = snapshot.data[start : start + len(into)]
-        else:
+        if snapshot is None:
             self._source_of_others(key).get_into(key, into, start)
+            return
+        try:
+            snapshot.read_into(into, start)
+        except (EOFError, OSError) as error:
+            raise NotFound(key, f"{len(into)} bytes at byte {start} of this worker's memory: {error}") from error
 
     @property
     def is_unchanged(self) -> bool:
