@@ -84,16 +84,18 @@ class Snapshot:
         return self.is_whole and self.arena.words.is_owed(self.slot)
 
     @cached_property
+    def _layout(self) -> Layout:
+        return Layout(self.header.blocks)
+
+    @property
     def starts(self) -> Sequence[int]:
         """Where in `data` each block begins."""
-        return self.header.starts
+        return self._layout.starts
 
     @cached_property
     def data(self) -> memoryview:
         """All its blocks, each at its start."""
-        blocks = self.header.blocks
-        length = self.starts[-1] + blocks[-1].bytes if blocks else 0
-        return self.arena.view(self.slot, _DATA, length, touch=False)
+        return self.arena.view(self.slot, _DATA, self._layout.bytes, touch=False)
 
     def read_into(self, into: memoryview, start: int) -> None:
         """Fill `into` (writable bytes) with its data from `start` on, without mapping it.
@@ -149,14 +151,22 @@ class Snapshot:
         return bytes(self.arena.view(self.slot, _OUTCOME, words.get(self.slot, SlotWord.OUTCOME_BYTES)))
 
 
+class Layout:
+    """Where in a slot each block goes: reckoned once for all snapshots of the same blocks."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = tuple(blocks)
+        self.starts = starts(self.blocks)
+        self.bytes = self.starts[-1] + self.blocks[-1].bytes if blocks else 0
+
+
 class Draft:
     """A snapshot in the making; its slot is torn until it is published."""
 
-    def __init__(self, arena: Arena, slot: int, sequence: int, blocks: Sequence[Block]) -> None:
-        self.slot, self.sequence, self.blocks = slot, sequence, tuple(blocks)
-        self._arena = arena
-        self._starts, total = _ends(blocks)
-        self._data = arena.view(slot, _DATA, total)
+    def __init__(self, arena: Arena, slot: int, sequence: int, layout: Layout) -> None:
+        self.slot, self.sequence, self.blocks = slot, sequence, layout.blocks
+        self._arena, self._starts = arena, layout.starts
+        self._data = arena.view(slot, _DATA, layout.bytes)
 
     def raw(self, index: int) -> memoryview:
         """Room for the bytes of the block at `index`."""
@@ -205,6 +215,7 @@ class Arena:
         self.words = Words(descriptor)
         self._regions: dict[tuple[int, int], memoryview] = {}
         self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again
+        self._layout = Layout(())  # the last one
         self._rooms: dict[int, tuple[tuple[Block, ...], list[Room]]] = {}
         self._pins = False
         self._pinned_slots: set[int] = set()  # whose data is pinned as it is mapped
@@ -238,7 +249,7 @@ class Arena:
         """Allocate and touch what two snapshots need: the page faults of first touch cost ten times a copy."""
         self._pins = pinned
         for slot in range(SLOTS):
-            self.view(slot, _DATA, _ends(blocks)[1])
+            self.view(slot, _DATA, self._layout_of(blocks).bytes)
 
     def begin(self, blocks: Sequence[Block], keep: int | None = None) -> Draft | None:
         """Make room in the place of the oldest snapshot that is not owed; None if both are. `keep`: not that slot."""
@@ -247,7 +258,7 @@ class Arena:
         sequence = max(self.words.get(each, SlotWord.SEQUENCE) for each in range(SLOTS))
         sequence += 2 - sequence % 2
         self.words.put(slot, SlotWord.SEQUENCE, sequence - 1)
-        return Draft(self, slot, sequence, blocks)
+        return Draft(self, slot, sequence, self._layout_of(blocks))
 
     def rooms(self, draft: Draft) -> list[Room]:
         """As the draft's; made once for all drafts of the same blocks, since states have thousands of tensors."""
@@ -269,6 +280,11 @@ class Arena:
             if region == _DATA and self._pins and pin(there):
                 self._pinned_slots.add(slot)
         return there[:length]
+
+    def _layout_of(self, blocks: Sequence[Block]) -> Layout:
+        if self._layout.blocks != blocks:
+            self._layout = Layout(blocks)
+        return self._layout
 
     def _oldest_free(self, keep: int | None = None) -> int | None:
         free = [slot for slot in range(SLOTS) if slot != keep and not self.words.is_owed(slot)]
@@ -294,11 +310,6 @@ class Arena:
         header = msgspec.json.decode(said, type=Header)
         self._read[slot] = sequence, header
         return Snapshot(self, slot, sequence, header)
-
-
-def _ends(blocks: Sequence[Block]) -> tuple[Sequence[int], int]:
-    begun = starts(tuple(blocks))
-    return begun, begun[-1] + blocks[-1].bytes if blocks else 0
 
 
 def _check(said: bytes) -> int:

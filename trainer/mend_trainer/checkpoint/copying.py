@@ -99,4 +99,4 @@ def _copy(moves: Sequence[_Move]) -> None:
 
 def is_plain_memory(tensor: torch.Tensor) -> bool:
     """Whether its bytes, as they lie, are its values in order."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
