@@ -177,6 +177,7 @@ def _described(sheet: Sheet) -> Iterable[Written]:
         raise NotHad(
             f"the snapshot of rank {header.rank} has {len(sheet.digests)} digests for {len(header.blocks)} blocks"
         )
+    key = data_name(header.rank)
     for block, start, digest in zip(header.blocks, header.starts, sheet.digests, strict=True):
         yield Written(
             name=block.name,
@@ -186,7 +187,7 @@ def _described(sheet: Sheet) -> Iterable[Written]:
             chunk=Chunk(
                 offsets=block.offsets,
                 sizes=block.sizes,
-                key=data_name(header.rank),
+                key=key,
                 start_byte=start,
                 length_bytes=block.bytes,
                 digest=digest,

@@ -11,14 +11,13 @@ from typing import Final, NamedTuple, Protocol
 import torch
 import xxhash
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.tensor import DTensor
 
 from mend.manifest import Chunk, Manifest
 from mend.store import Changed, NotFound
 from mend.store.parallel import each
 from mend_trainer.checkpoint.copying import is_plain_memory
-from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
+from mend_trainer.checkpoint.dcp import Corrupt, check, metadata_of
 from mend_trainer.checkpoint.layout import torch_dtype
 from mend_trainer.checkpoint.writer import digest_of
 
@@ -127,7 +126,7 @@ def runs(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
 
 
 def _wanted(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[Wanted]:
-    metadata = metadata_of(manifest)
+    check(manifest)
     found: list[Wanted] = []
     resharded: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -138,14 +137,14 @@ def _wanted(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[Wan
         elif entry.chunks and entry.chunks[0].length_bytes:
             parts = (Part(entry.chunks[0].offsets, entry.chunks[0].sizes, tensor.detach()),)
             found.append(Wanted(name=name, chunk=entry.chunks[0], dtype=torch_dtype(entry.dtype), parts=parts))
-    return found + (_planned(manifest, metadata, resharded) if resharded else [])
+    return found + (_planned(manifest, resharded) if resharded else [])
 
 
 @torch.no_grad()
-def _planned(manifest: Manifest, metadata: Metadata, tensors: Mapping[str, torch.Tensor]) -> list[Wanted]:
+def _planned(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[Wanted]:
     """As DCP would have it for tensors that lie in several chunks, or of which this rank has a part."""
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False, allow_partial_load=True)
-    planner.set_up_planner(dict(tensors), metadata)
+    planner.set_up_planner(dict(tensors), metadata_of(manifest))
     chunks = {(name, chunk.offsets): chunk for name in tensors for chunk in _chunks_of(manifest, name)}
     parts: dict[tuple[str, tuple[int, ...]], list[Part]] = {}
     for item in planner.create_local_plan().items:
