@@ -43,7 +43,8 @@ def copy_in(rooms: Sequence[Room], tensors: Mapping[str, torch.Tensor]) -> None:
             gpus |= {tensor.device} if tensor.is_cuda else set()
             room.typed.copy_(tensor, non_blocking=tensor.is_cuda)
     # Not copy_: its OpenMP team meets at a barrier for every tensor, ten times slower on a busy machine.
-    each(_copy, list(batches(moves)), min(_MOST_WORKERS, torch.get_num_threads()))
+    workers = min(_MOST_WORKERS, torch.get_num_threads())
+    each(_copy, list(batches(moves)) if workers > 1 else [moves], workers)
     for gpu in gpus:  # a rank may have its layers on several
         torch.cuda.synchronize(gpu)
 
