@@ -1,10 +1,11 @@
 """What a snapshot costs: the stall of a save and a restore from memory, each beside a memcpy of the same bytes.
 
-    python benchmarks/snapshot.py [--megabytes 400] [--rounds 9] [--json FILE]
+    python benchmarks/snapshot.py [--megabytes 400] [--rounds 9] [--small-pages] [--json FILE]
 
 One rank alone and without a saver, whose work is not the loop's; saves and copies take turns in one run, so that what
 else the machine does meets both alike. Each restore is done in a process of its own, forked as a standby is, with
-tensors that are touched: there the arena is opened for the first time.
+tensors that are touched: there the arena is opened for the first time. `--small-pages`: as on a kernel that gives
+shared memory no huge pages.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.slots import arena_path
 
 _TENSORS = 100
+_PR_SET_THP_DISABLE = 41
 State = dict[str, dict[str, torch.Tensor]]
 
 
@@ -171,8 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--small-pages", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.small_pages and ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0):
+        parser.error("this kernel does not let a process do without huge pages")
     torch.set_num_threads(1)  # as an agent starts its ranks
     found = measure(options.megabytes, options.rounds)
     json.dump(found, sys.stdout, indent=2)
