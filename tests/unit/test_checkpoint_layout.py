@@ -103,7 +103,8 @@ CHUNKS = st.builds(
     lambda key, start, length: Wanted(
         name="w",
         chunk=Chunk(offsets=(0,), sizes=(length,), key=key, start_byte=start, length_bytes=length, digest=""),
-        items=(),
+        dtype=torch.uint8,
+        parts=(),
     ),
     st.sampled_from(["x", "y"]),
     st.integers(0, 1 << 28),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.session import Session
+from mend_trainer.slots import region_start
 from saver_thread import WorkersSaver
 
 STEPS = 4
+DATA_REGION = 4
 
 
 @pytest.fixture
@@ -51,11 +54,19 @@ def a_launch(folder: Path) -> Launch:
     )
 
 
-def a_checkpointer(folder: Path, arena: Arena) -> Checkpointer:
+def a_checkpointer(folder: Path, arena: Arena, mark: Callable[[], None] = lambda: None) -> Checkpointer:
     """Of a run of one rank with that arena."""
     return Checkpointer(
-        a_plan(folder), run="tests/run", run_uid="uid", attempt=1, report=lambda report: None, arena=arena
+        a_plan(folder), run="tests/run", run_uid="uid", attempt=1, report=lambda report: None, arena=arena, mark=mark
     )
+
+
+def a_snapshot(checkpointer: Checkpointer, state: dict[str, Any]) -> Snapshot:
+    """Of step 7, with the digests that its saver would add."""
+    assert checkpointer.save(7, 7, state, {}, owed=False)
+    (snapshot,) = checkpointer.arena.snapshots()
+    snapshot.add_digests(digest_all(snapshot))
+    return snapshot
 
 
 def a_state(value: float) -> dict[str, Any]:
@@ -109,12 +120,61 @@ def test_a_state_that_came_in_part_is_nothing_to_begin_with(tmp_path: Path) -> N
     """Where memory alone has a state, and it proves damaged while it is read, the rank does not go on as if anew."""
     arena = Arena.create("own")
     checkpointer = a_checkpointer(tmp_path, arena)
-    assert checkpointer.save(7, 7, a_state(7.0), {}, owed=False)
-    (snapshot,) = arena.snapshots()
-    snapshot.add_digests(digest_all(snapshot))
+    snapshot = a_snapshot(checkpointer, a_state(7.0))
     snapshot.raw(1)[3] ^= 1
     with pytest.raises(CheckpointsUnreadable, match="do not have their digest"):
         checkpointer.restore([in_memory(snapshot)], a_state(0.0))
+
+
+def test_a_snapshot_that_is_replaced_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """Even if every byte that was read has its digest, since the next ones might have been of another step."""
+    arena = Arena.create("own")
+    rank = a_checkpointer(tmp_path, arena)
+    snapshot = a_snapshot(rank, a_state(7.0))
+    replaced = []
+
+    def train_on() -> None:
+        replaced.append([rank.save(step, step, a_state(7.0), {}, owed=False) for step in (8, 9)])
+
+    with pytest.raises(CheckpointsUnreadable, match="replaced while it was read"):
+        a_checkpointer(tmp_path, arena, mark=train_on).restore([in_memory(snapshot)], a_state(0.0))
+    assert replaced == [[True, True]]
+
+
+def test_an_arena_that_ends_too_early_is_told_by_its_place(tmp_path: Path) -> None:
+    """Memory that is gone in the middle of a snapshot is an error with the place, and no signal that ends the rank."""
+    arena = Arena.create("own")
+    checkpointer = a_checkpointer(tmp_path, arena)
+    snapshot = a_snapshot(checkpointer, a_state(7.0))
+    os.ftruncate(arena.descriptor, region_start(snapshot.slot, DATA_REGION) + snapshot.starts[1] + 20)
+    with pytest.raises(CheckpointsUnreadable, match=r"32 bytes at byte 64 of this worker's memory: .* ends 12 bytes"):
+        checkpointer.restore([in_memory(snapshot)], a_state(0.0))
+
+
+def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
+    """Whatever their type, shape and place in memory; those that do not lie in one piece by way of a mapping."""
+
+    def state_of(seed: int) -> dict[str, Any]:
+        drawn = torch.Generator().manual_seed(seed)
+        return {
+            "model": {
+                "large": torch.randn(700_001, generator=drawn),
+                "half": torch.randn(33, 5, generator=drawn).to(torch.bfloat16),
+                "turned": torch.randn(70, 30, generator=drawn).t(),
+                "complex": torch.randn(9, generator=drawn, dtype=torch.complex64),
+                "truth": torch.randn(17, generator=drawn) > 0,
+                "scalar": torch.randn((), generator=drawn),
+                "empty": torch.empty(0, 3),
+                "trained": torch.nn.Parameter(torch.randn(3, generator=drawn)),
+            }
+        }
+
+    checkpointer = a_checkpointer(tmp_path, Arena.create("own"))
+    snapshot = a_snapshot(checkpointer, state_of(1))
+    state = state_of(2)
+    assert checkpointer.restore([in_memory(snapshot)], state) is not None
+    saved = state_of(1)["model"]
+    assert [name for name, tensor in state["model"].items() if not torch.equal(tensor, saved[name])] == []
 
 
 def test_a_state_that_memory_has_lost_leaves_a_fresh_start(tmp_path: Path) -> None:

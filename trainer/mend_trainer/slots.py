@@ -1,7 +1,8 @@
 """The shared memory of an arena as its owner sees it: where everything lies, and the words that say what is whole.
 
 An arena is a memfd that is sparse and never changes its length, so no reader meets the end of it: a page of words, then
-two slots, each with a span of addresses of its own for header, digests, outcome and data. What is unused costs nothing.
+two slots, each with a span of addresses of its own for header, digests, outcome and data. All of these begin at a
+multiple of huge pages, in which they can be mapped. What is unused costs nothing.
 
 Words are aligned, 8 bytes, and each has one writer, as in a progress page (see `progress`). A slot's *sequence* is odd
 while its rank writes and even once what it holds is whole; it grows by two with each snapshot of the arena, so that the
@@ -21,10 +22,11 @@ from mend_trainer.progress import UnreadablePage
 
 SLOTS: Final = 2
 PAGE_BYTES: Final = 4096
-LAYOUT_VERSION: Final = 1
+HUGE_PAGE_BYTES: Final = 2 << 20
+LAYOUT_VERSION: Final = 2
 SLOT_SPAN: Final = 1 << 40
 REGION_SPAN: Final = 1 << 30
-FILE_BYTES: Final = PAGE_BYTES + SLOTS * SLOT_SPAN
+FILE_BYTES: Final = HUGE_PAGE_BYTES + SLOTS * SLOT_SPAN
 _MAGIC: Final = int.from_bytes(b"mendare\0", "little") + (LAYOUT_VERSION << 56)
 _STEP_BITS: Final = 40
 _FIRST_SLOT: Final = 8
@@ -167,4 +169,4 @@ def arena_path(descriptor: int) -> str:
 
 def region_start(slot: int, region: int) -> int:
     """Where in the file a slot's header (0), digests (1), outcome (2) or data (4) begin."""
-    return PAGE_BYTES + slot * SLOT_SPAN + region * REGION_SPAN
+    return HUGE_PAGE_BYTES + slot * SLOT_SPAN + region * REGION_SPAN

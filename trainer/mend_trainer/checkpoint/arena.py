@@ -6,7 +6,6 @@ to a peer. It may be replaced meanwhile, unless it is owed: who has read it asks
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ import xxhash
 from mend.protocol import Ancestor, Message
 from mend_trainer.checkpoint.copying import Room, copy_in, pin, unpin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
-from mend_trainer.slots import PAGE_BYTES, REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
+from mend_trainer.checkpoint.mapping import mapped
+from mend_trainer.slots import REGION_SPAN, SLOTS, SlotWord, Words, create_arena, packed, region_start
 
 _HEADER, _DIGESTS, _OUTCOME, _DATA = 0, 1, 2, 4
 _POSITIVE: Final = (1 << 63) - 1
@@ -84,16 +84,31 @@ class Snapshot:
         return self.is_whole and self.arena.words.is_owed(self.slot)
 
     @cached_property
+    def _layout(self) -> Layout:
+        return Layout(self.header.blocks)
+
+    @property
     def starts(self) -> Sequence[int]:
         """Where in `data` each block begins."""
-        return self.header.starts
+        return self._layout.starts
 
     @cached_property
     def data(self) -> memoryview:
         """All its blocks, each at its start."""
-        blocks = self.header.blocks
-        length = self.starts[-1] + blocks[-1].bytes if blocks else 0
-        return self.arena.view(self.slot, _DATA, length, touch=False)
+        return self.arena.view(self.slot, _DATA, self._layout.bytes, touch=False)
+
+    def read_into(self, into: memoryview, start: int) -> None:
+        """Fill `into` (writable bytes) with its data from `start` on, without mapping it.
+
+        Raises EOFError where the arena ends before, OSError for memory that the kernel cannot read: mapped, either
+        would be a signal that ends the process.
+        """
+        place, done = region_start(self.slot, _DATA) + start, 0
+        while done < len(into):
+            count = os.preadv(self.arena.descriptor, [into[done:]], place + done)
+            if not count:
+                raise EOFError(f"the arena ends {len(into) - done} bytes before the end of what is to be read")
+            done += count
 
     def raw(self, index: int) -> memoryview:
         """The bytes of the block at `index`."""
@@ -136,14 +151,22 @@ class Snapshot:
         return bytes(self.arena.view(self.slot, _OUTCOME, words.get(self.slot, SlotWord.OUTCOME_BYTES)))
 
 
+class Layout:
+    """Where in a slot each block goes: reckoned once for all snapshots of the same blocks."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = tuple(blocks)
+        self.starts = starts(self.blocks)
+        self.bytes = self.starts[-1] + self.blocks[-1].bytes if blocks else 0
+
+
 class Draft:
     """A snapshot in the making; its slot is torn until it is published."""
 
-    def __init__(self, arena: Arena, slot: int, sequence: int, blocks: Sequence[Block]) -> None:
-        self.slot, self.sequence, self.blocks = slot, sequence, tuple(blocks)
-        self._arena = arena
-        self._starts, total = _ends(blocks)
-        self._data = arena.view(slot, _DATA, total)
+    def __init__(self, arena: Arena, slot: int, sequence: int, layout: Layout) -> None:
+        self.slot, self.sequence, self.blocks = slot, sequence, layout.blocks
+        self._arena, self._starts = arena, layout.starts
+        self._data = arena.view(slot, _DATA, layout.bytes)
 
     def raw(self, index: int) -> memoryview:
         """Room for the bytes of the block at `index`."""
@@ -192,6 +215,7 @@ class Arena:
         self.words = Words(descriptor)
         self._regions: dict[tuple[int, int], memoryview] = {}
         self._read: dict[int, tuple[int, Header]] = {}  # by slot: headers are long, and asked for again and again
+        self._layout = Layout(())  # the last one
         self._rooms: dict[int, tuple[tuple[Block, ...], list[Room]]] = {}
         self._pins = False
         self._pinned_slots: set[int] = set()  # whose data is pinned as it is mapped
@@ -225,7 +249,7 @@ class Arena:
         """Allocate and touch what two snapshots need: the page faults of first touch cost ten times a copy."""
         self._pins = pinned
         for slot in range(SLOTS):
-            self.view(slot, _DATA, _ends(blocks)[1])
+            self.view(slot, _DATA, self._layout_of(blocks).bytes)
 
     def begin(self, blocks: Sequence[Block], keep: int | None = None) -> Draft | None:
         """Make room in the place of the oldest snapshot that is not owed; None if both are. `keep`: not that slot."""
@@ -234,7 +258,7 @@ class Arena:
         sequence = max(self.words.get(each, SlotWord.SEQUENCE) for each in range(SLOTS))
         sequence += 2 - sequence % 2
         self.words.put(slot, SlotWord.SEQUENCE, sequence - 1)
-        return Draft(self, slot, sequence, blocks)
+        return Draft(self, slot, sequence, self._layout_of(blocks))
 
     def rooms(self, draft: Draft) -> list[Room]:
         """As the draft's; made once for all drafts of the same blocks, since states have thousands of tensors."""
@@ -245,24 +269,22 @@ class Arena:
 
     def view(self, slot: int, region: int, length: int, *, touch: bool = True) -> memoryview:
         """The first bytes of one part of a slot, made present at once; without `touch`, by the threads that read."""
-        mapped = self._regions.get((slot, region))
-        if mapped is None or len(mapped) < length:
-            pages = max(1, -(-length // PAGE_BYTES)) * PAGE_BYTES
-            memory = mmap.mmap(
-                self._descriptor,
-                pages,
-                flags=mmap.MAP_SHARED | (mmap.MAP_POPULATE if touch else 0),
-                offset=region_start(slot, region),
-            )
-            before, mapped = mapped, memoryview(memory)
-            self._regions[slot, region] = mapped
+        there = self._regions.get((slot, region))
+        if there is None or len(there) < length:
+            before, there = there, mapped(self._descriptor, region_start(slot, region), length, touch=touch)
+            self._regions[slot, region] = there
             self._rooms.pop(slot, None)
             if region == _DATA and slot in self._pinned_slots and before is not None:
                 self._pinned_slots.remove(slot)
                 unpin(before)
-            if region == _DATA and self._pins and pin(mapped):
+            if region == _DATA and self._pins and pin(there):
                 self._pinned_slots.add(slot)
-        return mapped[:length]
+        return there[:length]
+
+    def _layout_of(self, blocks: Sequence[Block]) -> Layout:
+        if self._layout.blocks != blocks:
+            self._layout = Layout(blocks)
+        return self._layout
 
     def _oldest_free(self, keep: int | None = None) -> int | None:
         free = [slot for slot in range(SLOTS) if slot != keep and not self.words.is_owed(slot)]
@@ -288,11 +310,6 @@ class Arena:
         header = msgspec.json.decode(said, type=Header)
         self._read[slot] = sequence, header
         return Snapshot(self, slot, sequence, header)
-
-
-def _ends(blocks: Sequence[Block]) -> tuple[Sequence[int], int]:
-    begun = starts(tuple(blocks))
-    return begun, begun[-1] + blocks[-1].bytes if blocks else 0
 
 
 def _check(said: bytes) -> int:

@@ -43,7 +43,8 @@ def copy_in(rooms: Sequence[Room], tensors: Mapping[str, torch.Tensor]) -> None:
             gpus |= {tensor.device} if tensor.is_cuda else set()
             room.typed.copy_(tensor, non_blocking=tensor.is_cuda)
     # Not copy_: its OpenMP team meets at a barrier for every tensor, ten times slower on a busy machine.
-    each(_copy, list(batches(moves)), min(_MOST_WORKERS, torch.get_num_threads()))
+    workers = min(_MOST_WORKERS, torch.get_num_threads())
+    each(_copy, list(batches(moves)) if workers > 1 else [moves], workers)
     for gpu in gpus:  # a rank may have its layers on several
         torch.cuda.synchronize(gpu)
 
@@ -99,4 +100,4 @@ def _copy(moves: Sequence[_Move]) -> None:
 
 def is_plain_memory(tensor: torch.Tensor) -> bool:
     """Whether its bytes, as they lie, are its values in order."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()

@@ -24,9 +24,16 @@ class Corrupt(Exception):
     """What is stored is not what was saved."""
 
 
+def check(manifest: Manifest) -> None:
+    """Raise `Corrupt` if the manifest contradicts itself."""
+    for name, entry in manifest.tensors.items():
+        _check(name, entry)
+
+
 def metadata_of(manifest: Manifest) -> Metadata:
-    """What DCP's load planner needs to know; raises `Corrupt` if the manifest contradicts itself."""
-    return Metadata(state_dict_metadata={name: _described(name, entry) for name, entry in manifest.tensors.items()})
+    """What DCP's load planner needs to know; raises `Corrupt` as `check` does."""
+    check(manifest)
+    return Metadata(state_dict_metadata={name: _described(entry) for name, entry in manifest.tensors.items()})
 
 
 def stock_metadata(manifest: Manifest, written: Sequence[Written]) -> Metadata:
@@ -40,7 +47,7 @@ def stock_metadata(manifest: Manifest, written: Sequence[Written]) -> Metadata:
     return metadata
 
 
-def _described(name: str, entry: TensorEntry) -> TensorStorageMetadata:
+def _check(name: str, entry: TensorEntry) -> None:
     try:
         dtype = torch_dtype(entry.dtype)
     except ValueError as error:
@@ -54,8 +61,11 @@ def _described(name: str, entry: TensorEntry) -> TensorStorageMetadata:
             raise Corrupt(f"{name}: the chunk at {chunk.offsets} does not lie in a {entry.dtype} of {entry.shape}")
     if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.shape):
         raise Corrupt(f"{name}: its chunks do not cover it")
+
+
+def _described(entry: TensorEntry) -> TensorStorageMetadata:
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=dtype),
+        properties=TensorProperties(dtype=torch_dtype(entry.dtype)),
         size=torch.Size(entry.shape),
         chunks=[
             ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.sizes))

@@ -72,7 +72,8 @@ class Gang:
             mark()
             time.sleep(_MARK_SECONDS)
         work.wait()
-        return [int(number) for number in largest]
+        found: list[int] = largest.tolist()
+        return found
 
 
 def _bundles(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from mend.protocol import Message
 
 _ALIGNMENT: Final = 64
 PER_RANK: Final = "ranks"  # state[PER_RANK][str(rank)] belongs to one rank alone
+Leaf = tuple[tuple[str, ...], torch.Tensor]
 
 
 class Block(Message, frozen=True, kw_only=True):
@@ -38,13 +39,19 @@ def starts(blocks: Sequence[Block]) -> list[int]:
     return list(accumulate(lengths, initial=0))[: len(blocks)]
 
 
-def leaves(state: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+def leaves(state: Mapping[str, Any]) -> list[Leaf]:
     """Path and tensor of every leaf; raises TypeError for a leaf that is no dense tensor, naming it."""
+    found: list[Leaf] = []
+    _collect(state, (), found)
+    return found
+
+
+def _collect(state: Mapping[str, Any], above: tuple[str, ...], found: list[Leaf]) -> None:
     for key, value in state.items():
-        if isinstance(value, Mapping):
-            yield from (((str(key), *path), leaf) for path, leaf in leaves(value))
-        elif isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:
-            yield (str(key),), value
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized:
+            found.append(((*above, str(key)), value))
+        elif isinstance(value, Mapping):
+            _collect(value, (*above, str(key)), found)
         else:
             kind = f"a {value.layout} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
             raise TypeError(f"state[{key!r}] is {kind}: expected a dense tensor or a dict; plain values go to `values`")
@@ -102,12 +109,10 @@ def assign(held: Sequence[Sequence[Block]]) -> list[list[Block]]:
     return written
 
 
+@torch.no_grad()
 def local_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """This rank's part of every tensor, by name."""
-    return {
-        ".".join(path): leaf.to_local() if isinstance(leaf, DTensor) else leaf
-        for path, leaf in ((path, leaf.detach()) for path, leaf in leaves(state))
-    }
+    return {".".join(path): leaf.to_local() if isinstance(leaf, DTensor) else leaf for path, leaf in leaves(state)}
 
 
 def torch_dtype(name: str) -> torch.dtype:

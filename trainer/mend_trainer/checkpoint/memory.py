@@ -81,10 +81,13 @@ class Memory:
     def get_into(self, key: str, into: memoryview, start: int = 0, if_match: str = "") -> None:
         """As of a `Source`, from whoever has it."""
         snapshot = self._own.get(key)
-        if snapshot is not None:
-            into[:] = snapshot.data[start : start + len(into)]
-        else:
+        if snapshot is None:
             self._source_of_others(key).get_into(key, into, start)
+            return
+        try:
+            snapshot.read_into(into, start)
+        except (EOFError, OSError) as error:
+            raise NotFound(key, f"{len(into)} bytes at byte {start} of this worker's memory: {error}") from error
 
     @property
     def is_unchanged(self) -> bool:
@@ -174,6 +177,7 @@ def _described(sheet: Sheet) -> Iterable[Written]:
         raise NotHad(
             f"the snapshot of rank {header.rank} has {len(sheet.digests)} digests for {len(header.blocks)} blocks"
         )
+    key = data_name(header.rank)
     for block, start, digest in zip(header.blocks, header.starts, sheet.digests, strict=True):
         yield Written(
             name=block.name,
@@ -183,7 +187,7 @@ def _described(sheet: Sheet) -> Iterable[Written]:
             chunk=Chunk(
                 offsets=block.offsets,
                 sizes=block.sizes,
-                key=data_name(header.rank),
+                key=key,
                 start_byte=start,
                 length_bytes=block.bytes,
                 digest=digest,

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 import xxhash
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.tensor import DTensor
 
 from mend.manifest import Chunk, Manifest
 from mend.store import Changed, NotFound
 from mend.store.parallel import each
-from mend_trainer.checkpoint.copying import address_of, is_plain_memory
-from mend_trainer.checkpoint.dcp import Corrupt, metadata_of
+from mend_trainer.checkpoint.copying import is_plain_memory
+from mend_trainer.checkpoint.dcp import Corrupt, check, metadata_of
 from mend_trainer.checkpoint.layout import torch_dtype
 from mend_trainer.checkpoint.writer import digest_of
 
 _RUN_BYTES: Final = 32 << 20  # small chunks that lie close together are fetched by one request
 _GAP_BYTES: Final = 64 << 10
-_PIECE_BYTES: Final = 256 << 10  # fits into the cache of one core
+_PIECE_BYTES: Final = 512 << 10  # fits into the cache of one core
 _WORKERS: Final = 4
 
 _log = logging.getLogger(__name__)
 
 
+class Part(NamedTuple):
+    """Which part of a chunk goes where."""
+
+    offsets: Sequence[int]  # in the chunk
+    sizes: Sequence[int]
+    into: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A chunk to fetch, and which parts of it go where."""
+    """A chunk to fetch, and what to do with it."""
 
     name: str
     chunk: Chunk
-    items: tuple[ReadItem, ...]
+    dtype: torch.dtype
+    parts: tuple[Part, ...]
+
+    @property
+    def plain_memory(self) -> torch.Tensor | None:
+        """The tensor whose bytes are to be those of the chunk, if there is one such."""
+        part = self.parts[0]
+        is_whole = len(self.parts) == 1 and tuple(part.sizes) == self.chunk.sizes
+        return part.into if is_whole and is_plain_memory(part.into) else None
 
 
 class Readable(Protocol):
@@ -64,21 +79,19 @@ def load(
 ) -> None:
     """Fill the tensors (or DTensors) of those names, in place and at any world size; `mark` is called on the way.
 
-    `view` shows bytes that lie in memory already, by key, start and length: they are copied once, straight to their
-    place, and proven on the way; so a tensor may hold what is corrupt when `Corrupt` is raised for it.
+    `view` shows bytes that lie in this worker's memory, by key, start and length: they are copied once, straight to
+    their place, and proven on the way; so a tensor may hold what is corrupt when `Corrupt` is raised for it.
 
     Raises `Corrupt` if what is stored is not what the manifest says, `StoreError` if it cannot be read just now.
     """
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False, allow_partial_load=True)
-    planner.set_up_planner(dict(tensors), metadata_of(manifest))
-    wanted = _by_chunk(manifest, planner.create_local_plan().items)
+    wanted = _wanted(manifest, tensors)
     etags = {stored.key: stored.etag for stored in manifest.objects}
 
     def fetch(run: Sequence[Wanted]) -> None:
         views = [view(f"{folder}/{one.chunk.key}", one.chunk.start_byte, one.chunk.length_bytes) for one in run]
         seen = [(one, raw) for one, raw in zip(run, views, strict=True) if raw is not None]
         for one, raw in seen:
-            _prove_and_place(one, raw, manifest, planner)
+            _prove_and_place(source, f"{folder}/{one.chunk.key}", one, raw)
         if not seen:
             read(run)
         mark()
@@ -91,10 +104,9 @@ def load(
             offset = one.chunk.start_byte - start
             raw = memoryview(buffer)[offset : offset + one.chunk.length_bytes]
             _prove(source, f"{folder}/{key}", one, raw)
-            _place(one, raw, manifest, planner)
+            _place(one, raw)
 
-    with torch.no_grad():
-        each(fetch, runs(wanted), _WORKERS)
+    each(fetch, runs(wanted), _WORKERS)
 
 
 def runs(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
@@ -113,17 +125,46 @@ def runs(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
     return grouped
 
 
-def _by_chunk(manifest: Manifest, items: Sequence[ReadItem]) -> list[Wanted]:
-    chunks = {(name, chunk.offsets): chunk for name, entry in manifest.tensors.items() for chunk in entry.chunks}
-    wanted: dict[tuple[str, tuple[int, ...]], list[ReadItem]] = {}
-    for item in items:
+def _wanted(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[Wanted]:
+    check(manifest)
+    found: list[Wanted] = []
+    resharded: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        entry = manifest.tensors.get(name)
+        # What nobody has split needs no planner, which would take as long for each tensor as a copy of 200 KB.
+        if entry is None or len(entry.chunks) > 1 or isinstance(tensor, DTensor) or tensor.shape != entry.shape:
+            resharded[name] = tensor
+        elif entry.chunks and entry.chunks[0].length_bytes:
+            parts = (Part(entry.chunks[0].offsets, entry.chunks[0].sizes, tensor.detach()),)
+            found.append(Wanted(name=name, chunk=entry.chunks[0], dtype=torch_dtype(entry.dtype), parts=parts))
+    return found + (_planned(manifest, resharded) if resharded else [])
+
+
+@torch.no_grad()
+def _planned(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> list[Wanted]:
+    """As DCP would have it for tensors that lie in several chunks, or of which this rank has a part."""
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False, allow_partial_load=True)
+    planner.set_up_planner(dict(tensors), metadata_of(manifest))
+    chunks = {(name, chunk.offsets): chunk for name in tensors for chunk in _chunks_of(manifest, name)}
+    parts: dict[tuple[str, tuple[int, ...]], list[Part]] = {}
+    for item in planner.create_local_plan().items:
         index = item.storage_index
-        wanted.setdefault((index.fqn, tuple(index.offset or ())), []).append(item)
+        part = Part(item.storage_offsets, item.lengths, planner.resolve_tensor(item).detach())
+        parts.setdefault((index.fqn, tuple(index.offset or ())), []).append(part)
     return [
-        Wanted(name=place[0], chunk=chunks[place], items=tuple(parts))
-        for place, parts in wanted.items()
+        Wanted(
+            name=place[0],
+            chunk=chunks[place],
+            dtype=torch_dtype(manifest.tensors[place[0]].dtype),
+            parts=tuple(found),
+        )
+        for place, found in parts.items()
         if chunks[place].length_bytes
     ]
+
+
+def _chunks_of(manifest: Manifest, name: str) -> Sequence[Chunk]:
+    return manifest.tensors[name].chunks if name in manifest.tensors else ()
 
 
 def _read(source: Readable, key: str, buffer: bytearray | memoryview, start: int, etag: str) -> None:
@@ -152,30 +193,29 @@ def _not_what_it_was(one: Wanted) -> str:
     return f"{one.name} at {one.chunk.offsets}: the bytes in {one.chunk.key} do not have their digest"
 
 
-def _prove_and_place(one: Wanted, raw: memoryview, manifest: Manifest, planner: DefaultLoadPlanner) -> None:
+def _prove_and_place(source: Readable, key: str, one: Wanted, raw: memoryview) -> None:
     """Copy what is in memory piece by piece, each digested while it is in the cache."""
-    target = planner.resolve_tensor(one.items[0]).detach()
-    whole = len(one.items) == 1 and tuple(one.items[0].lengths) == one.chunk.sizes
-    if not whole or not is_plain_memory(target):
+    target = one.plain_memory
+    if target is None:
         if digest_of(raw) != one.chunk.digest:
             raise Corrupt(_not_what_it_was(one))
-        _place(one, raw, manifest, planner)
+        _place(one, raw)
         return
     digest = xxhash.xxh3_128()
-    start, end = address_of(raw), target.data_ptr()
-    for done in range(0, len(raw), _PIECE_BYTES):
-        piece = raw[done : done + _PIECE_BYTES]
+    into = target.reshape(-1).view(torch.uint8).numpy().data
+    for done in range(0, len(into), _PIECE_BYTES):
+        # Not from `raw`: where its pages are small, to map each of them takes half as long as to copy it.
+        piece = into[done : done + _PIECE_BYTES]
+        _read(source, key, piece, one.chunk.start_byte + done, "")
         digest.update(piece)
-        ctypes.memmove(end + done, start + done, len(piece))
     if digest.hexdigest() != one.chunk.digest:
         raise Corrupt(_not_what_it_was(one))
 
 
-def _place(one: Wanted, raw: memoryview, manifest: Manifest, planner: DefaultLoadPlanner) -> None:
-    dtype = torch_dtype(manifest.tensors[one.name].dtype)
-    saved = torch.frombuffer(raw, dtype=dtype, count=math.prod(one.chunk.sizes)).view(one.chunk.sizes)
-    for item in one.items:
-        part = saved
-        for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            part = part.narrow(dimension, start, length)
-        planner.resolve_tensor(item).detach().copy_(part)
+def _place(one: Wanted, raw: memoryview) -> None:
+    saved = torch.frombuffer(raw, dtype=one.dtype, count=math.prod(one.chunk.sizes)).view(one.chunk.sizes)
+    for part in one.parts:
+        values = saved
+        for dimension, (start, length) in enumerate(zip(part.offsets, part.sizes, strict=True)):
+            values = values.narrow(dimension, start, length)
+        part.into.copy_(values)
