@@ -144,6 +144,8 @@ class Saving:
         while True:
             listed = self._list()
             if MANIFEST_NAME in listed:
+                if self._rank == 0:  # who speaks for all; not everybody, of a manifest of megabytes
+                    self._check_committed()
                 return _stored_bytes(listed)
             if share_name(self._rank) not in listed and not self._is_there(MANIFEST_NAME):
                 raise _GivenUp("another rank could not contribute its share; rank 0 tells which, and why")
