@@ -22,9 +22,10 @@ from agents_real import AgentProcess, named
 from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
 from mend.agents import AgentError
-from mend.catalog import Catalog, Owner
+from mend.catalog import Catalog
 from mend.manifest import UnreadableManifest, decode_manifest
 from mend.model import AgentView, RunStatus, StoredCheckpoint
+from mend.ownership import Owner
 from mend.protocol import (
     ENV_TLS_PEM,
     MANIFEST_NAME,
