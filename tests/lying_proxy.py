@@ -29,6 +29,7 @@ class Trap:
         self._lock = threading.Lock()
         self._begun = False
         self._seen = 0
+        self._error: Exception | None = None
 
     def come_by(self, method: str, path: str, after: bool) -> None:
         """One request, before or after the server had it."""
@@ -41,23 +42,31 @@ class Trap:
             self.spring()
 
     def spring(self) -> None:
-        """Do it, once; back when it is done."""
+        """Do it, once; back when it is done. Raises what it raised, to everybody who comes."""
         with self._lock:
             first, self._begun = not self._begun, True
         if first:
             try:
                 self._act()
+            except Exception as error:  # noqa: BLE001 - in a server's thread, where nobody would hear of it
+                self._error = error
             finally:
                 self.sprung.set()
         self.sprung.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class LyingProxy(FaultyProxy):
-    """As `FaultyProxy`, with lies. `spoilt` has the paths whose bytes were changed on their way into the server."""
+    """As `FaultyProxy`, with lies.
+
+    `spoilt` has the paths whose bytes were changed on their way into the server, `cut` those of uploads cut short.
+    """
 
     def __init__(self, target: S3Server) -> None:
         super().__init__(target)
         self.spoilt: list[str] = []
+        self.cut: list[str] = []
         self._traps: list[Trap] = []
         self._uploads: dict[State, dict[str, bool]] = {}
         self._recorded: dict[str, tuple[BaseHTTPRequestHandler, bytes]] = {}
@@ -132,6 +141,7 @@ class LyingProxy(FaultyProxy):
                 answer, content = self._ask(handler, body)
                 self._tell(handler, answer, flipped(content, float(place)), len(content))
             case "cut-up":
+                self.cut.append(handler.path)
                 self._ask_by_halves(handler, body)
             case "twice":
                 self._ask(handler, body)

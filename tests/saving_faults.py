@@ -99,7 +99,7 @@ def _kinds() -> Iterator[FaultKind]:
     yield FaultKind("kill-saver-and-rank", "SIGKILL to a rank and its saver", saving, weight=11)
     yield FaultKind("kill-agent", "SIGKILL to an agent, and so to all of its worker", saving, weight=3)
     yield FaultKind("kill-agents", "SIGKILL to all agents", saving, from_store=True, weight=2)
-    yield FaultKind("kill-upload", "the upload of a shard ends half way", saving, weight=7, of_request=True)
+    yield FaultKind("kill-upload", "an upload ends half way", saving, weight=7, of_request=True)
     yield FaultKind("pause-saver", "SIGSTOP to a saver for a while", saving)
     yield FaultKind("kill-store", "SIGKILL to the store, which comes back", saving, DURABLE, weight=3)
     yield FaultKind("pause-store", "the store does not answer for a while", saving, OURS)

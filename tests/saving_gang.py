@@ -79,6 +79,7 @@ class SavingGang(GangOfAgents):
         self._spoilt: set[str] = set()  # of what lay in memory
         self._broken: list[str] = []
         self._seen: set[str] = set()  # folders that were committed when last looked at
+        self._reported: set[str] = set()  # uris that it was told of as committed
         self._marked: set[str] = set()  # those of which it was told that they are quarantined
         self.restored_from = ""  # the uri that the present attempt took up
         self.fault_phase: SavePhase | None = None  # where saving or restoring was when the present fault came
@@ -155,6 +156,18 @@ class SavingGang(GangOfAgents):
         """These were damaged on purpose: nothing is promised of them any more."""
         self.damaged.update(folders)
 
+    def halves(self, folders: Iterable[str]) -> list[str]:
+        """Of these, those whose manifest cannot be read; not what was told of as committed: that has to be."""
+        wanted = {folder for folder in folders if f"{self._uri}/{folder}" not in self._reported}
+        return [each.folder for each in self.commits() if each.folder in wanted and not self._is_readable(each)]
+
+    def _is_readable(self, commit: Commit) -> bool:
+        try:
+            decode_manifest(self.store.get(f"{commit.folder}/{MANIFEST_NAME}"))
+        except UnreadableManifest:
+            return False
+        return True
+
     def note_broken(self, broken: Iterable[str]) -> None:
         """Promises that were broken before the gang was back."""
         self._broken += broken
@@ -200,9 +213,11 @@ class SavingGang(GangOfAgents):
 
     def committed_step(self) -> int:
         """The newest that the present attempt has told of."""
+        return max((ref.step for ref in self._committed() if ref.attempt == self.attempt), default=FRESH)
+
+    def _committed(self) -> list[CheckpointRef]:
         saves = [view.heartbeat.save for view in self.views() if view.heartbeat and view.heartbeat.save]
-        told = [save.committed for save in saves if save.committed is not None]
-        return max((ref.step for ref in told if ref.attempt == self.attempt), default=FRESH)
+        return [save.committed for save in saves if save.committed is not None]
 
     # ------------------------------------------------------------ life
     async def launch(self, *, in_memory: bool) -> None:
@@ -334,7 +349,10 @@ class SavingGang(GangOfAgents):
         while_all_live: bool = True,
     ) -> None:
         deadline = time.monotonic() + seconds
-        while not holds():
+        while True:
+            self._reported.update(ref.uri for ref in self._committed())
+            if holds():
+                return
             if while_all_live:
                 self._raise_if_ended(what)
             if time.monotonic() > deadline:

@@ -40,29 +40,31 @@ class Result(Message, frozen=True):
     seconds: float = 0.0
     restored: str = ""  # the uri
     skipped: str = ""
-    phase: SavePhase | None = None  # what saving or restoring was doing at the moment; None: it was at rest
+    phase: SavePhase | None = None  # what saving or restoring was doing then; None: at rest, or the moment never came
     is_lost: bool = False  # the gang is not back, and no more can be done with it
 
 
 async def inject(gang: SavingGang, plan: Plan) -> Result:
     """Do it, bring the gang back, and hold what it took up against what was reached."""
-    began = time.monotonic()
+    began, skipped = time.monotonic(), ""
     gang.fault_phase = None
     try:
         await gang.saved(plan.saves)
         try:
             await DO[plan.kind](gang, plan)
+        except NotPossible as why:  # told after ranks were killed, maybe
+            skipped = str(why)
         except Ended as why:
             gang.note_broken([f"the training broke: {why}"])
         gang.proxy.heal()
         gang.excuse(_folder(path) for path in gang.proxy.spoilt)
         gang.note_broken(await gang.back(in_memory=plan.in_memory))
-    except NotPossible as why:
-        return Result(plan=plan, skipped=str(why))
     except (Ended, NotBack) as why:
         broken = (f"does not resume: {why}",)
         return Result(plan=plan, broken=broken, seconds=_since(began), phase=gang.fault_phase, is_lost=True)
     found = await asyncio.to_thread(lambda: (*gang.broken_promises(), *gang.prune()))
+    if skipped and not found:
+        return Result(plan=plan, skipped=skipped)
     return Result(plan=plan, broken=found, seconds=_since(began), restored=gang.restored_from, phase=gang.fault_phase)
 
 
@@ -188,9 +190,10 @@ async def _kill_agents(gang: SavingGang, plan: Plan) -> None:
 
 
 async def _kill_upload(gang: SavingGang, plan: Plan) -> None:
-    """Of a shard: ministack keeps half of a manifest, as S3 does not, and then refuses to have it written again."""
-    await at_the_moment(gang, plan, lambda: gang.proxy.cut_uploads(1, part=SHARDS), part=SHARDS)
+    """ministack keeps half of a manifest, as S3 does not, and refuses the whole ever after: that save is given up."""
+    await at_the_moment(gang, plan, lambda: gang.proxy.cut_uploads(1, part="/step-"))
     await gang.saved()
+    gang.excuse(await asyncio.to_thread(gang.halves, [_folder(path) for path in gang.proxy.cut]))
 
 
 # ---------------------------------------------------------------- the store

@@ -5,13 +5,18 @@ The long one, at random moments and in random order, is `make bench-checkpoints`
 
 from __future__ import annotations
 
+import asyncio
 import random
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agents_real import all_gone
+from mend.protocol import MANIFEST_NAME
 from s3 import ministack
-from saving_faults import DURABLE, KINDS, Ground, Plan, When, a_plan
+from saving_faults import DURABLE, KINDS, REQUESTS_OF_A_SAVE, Ground, Plan, When, a_plan
 from saving_gang import a_saving_gang
 from saving_injection import Result, a_ground, inject
 
@@ -83,3 +88,37 @@ async def test_the_campaign_notices_what_it_looks_for(tmp_path: Path) -> None:
                 path.write_bytes(path.read_bytes().replace(b'"digest":"', b'"digest":"0'))
             gang.forget()
             assert any("a wrong byte" in told for told in await gang.back(in_memory=False))
+
+
+async def test_what_turns_out_impossible_leaves_the_gang_training(tmp_path: Path) -> None:
+    """No digests are taken of what is in memory, and ranks are dead before that is known: they are launched again."""
+    chance = random.Random(SEED)
+    plan = replace(a_plan(KINDS["flip-memory"], 0, Ground.MINISTACK, 1, 2, chance), saves=0)
+    async with a_ground(tmp_path, plan) as gang:
+        pids, savers = [gang.pid_of(rank) for rank in range(gang.world_size)], gang.savers_of(plan.victim)
+        gang.kill(*savers, how=signal.SIGSTOP)
+        with gang.lookout() as lookout:
+
+            def is_undigested() -> bool:
+                return not max(lookout.seen().arenas[plan.victim], key=lambda slot: slot.state).is_digested
+
+            await asyncio.to_thread(lookout.wait, is_undigested, 10.0)
+            assert is_undigested()
+        injection = asyncio.create_task(inject(gang, plan))
+        await all_gone(pids)
+        gang.kill(*savers, how=signal.SIGCONT)
+        assert "no snapshot" in (await injection).skipped
+        await gang.saved()
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+async def test_a_manifest_cut_short_is_nobodys_checkpoint(shape: tuple[int, int], tmp_path: Path) -> None:
+    """Its save is given up, an earlier or later one is restored, and nobody was told that it was committed."""
+    plan = a_plan(KINDS["kill-upload"], 0, Ground.MINISTACK, *shape, random.Random(SEED))
+    async with a_ground(tmp_path, plan) as gang:
+        for number in range(REQUESTS_OF_A_SAVE):
+            result = await inject(gang, replace(plan, number=number, request=number))
+            assert not result.broken, result
+        assert any(path.endswith(MANIFEST_NAME) for path in gang.proxy.cut), gang.proxy.cut
+        assert gang.damaged
+        assert gang.wrong_in_store() == []

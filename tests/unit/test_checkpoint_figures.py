@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 from checkpoint import gathered, ratios, restore_row, slowdown_row, stall_row
-from checkpoint_campaign import counts, phases, rows
+from checkpoint_campaign import KILLS, Campaign, counts, own_files, phases, rows
 from render import counts_table, phases_table
 
-from saving_faults import plans
+from saving_faults import BLOCK, plans
+from saving_gang import NotBack, SavingGang
 from saving_injection import Result
 from saving_phases import SavePhase
 
@@ -58,12 +66,61 @@ def test_a_restore_is_told_in_copies() -> None:
 
 def test_one_broken_promise_misses_the_target() -> None:
     """Kills are counted apart from other faults; what could not be done counts neither way."""
-    done = [Result(plan=plan, restored="memory:1") for plan in plans(1, 100)]
+    done = [Result(plan=plan, restored="memory:1", phase=SavePhase.BETWEEN) for plan in plans(1, 1350)]
     assert [each.met for each in rows(done)] == [True, True]
     first = next(each for each in done if each.plan.kind.startswith("kill-"))
     worse = [*done, Result(plan=first.plan, broken=("a wrong byte",))]
     assert [each.ours for each in rows(worse)] == [1.0, 0.0]
     assert rows([Result(plan=first.plan, skipped="needs a mount")])[0].met is False
+
+
+def test_fewer_kills_than_the_figure_speaks_of_do_not_meet_it() -> None:
+    """A short campaign says how many there were."""
+    kills = [plan for plan in plans(1, 1350) if plan.kind.startswith("kill-")][:KILLS]
+    done = [Result(plan=plan, phase=SavePhase.COPYING) for plan in kills]
+    assert rows(done)[0].met
+    assert not rows(done[1:])[0].met
+    assert rows(done[1:])[0].note.startswith("only 999 of the 1,000")
+
+
+def test_what_nobody_saw_happen_is_no_kill() -> None:
+    """Without a word for the moment nothing was hit, unless a promise was broken all the same."""
+    killed, *_ = [plan for plan in plans(1, 100) if plan.kind == "kill-rank"]
+    assert rows([Result(plan=killed)])[0].n == 0
+    assert rows([Result(plan=killed, broken=("does not resume",))])[0].ours == 1.0
+
+
+async def test_a_gang_that_does_not_begin_breaks_a_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for its block; the other blocks are gone on with, and what it left behind is kept."""
+
+    @asynccontextmanager
+    async def barren(folder: Path, *_: object, **__: object) -> AsyncIterator[SavingGang]:
+        (folder / "gang").mkdir()
+        (folder / "gang" / "log").write_text("no standbys")
+        raise NotBack("not within 60 s")
+        yield
+
+    monkeypatch.setattr("checkpoint_campaign.a_ground", barren)
+    campaign = Campaign(tmp_path, 1, None)
+    await campaign.run(plans(1, 2 * BLOCK), 1, math.inf, lambda: None)
+    assert sorted(campaign.results) == [0, BLOCK]
+    assert {each.broken for each in campaign.results.values()} == {("does not begin: not within 60 s",)}
+    assert (tmp_path / f"broken-1-{BLOCK}" / "log").exists()
+    assert sorted(Campaign(tmp_path, 1, None).results) == [0, BLOCK]
+
+
+def test_outcomes_belong_to_all_code_that_carries_faults_out() -> None:
+    """Whatever of the tests' code an injection imports, at first or second hand."""
+    tests = Path(__file__).resolve().parents[1]
+    assert _imported(tests / "saving_injection.py") <= set(own_files())
+
+
+def _imported(path: Path, before: frozenset[Path] = frozenset()) -> set[Path]:
+    found = {path, *before}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (other := path.with_name(f"{node.module}.py")).exists():
+            found |= _imported(other, frozenset(found)) if other not in found else set()
+    return found
 
 
 def test_the_page_shows_what_came_of_each_kind() -> None:
