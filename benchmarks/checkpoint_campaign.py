@@ -4,10 +4,11 @@
     python benchmarks/checkpoint_campaign.py --seed S --only NUMBER
 
 Agents, savers, ranks and S3 servers are real; every state that a rank reaches is noted outside of it, and what is
-restored is held against that, bit for bit; a lookout sees what saving was doing when a kill came. The same seed gives the same faults. A gang lives through many of them, and
-another one does beside it: each mostly waits. What is done is appended to FOLDER/checkpoint-SEED-GROUND-CODE.jsonl, and
-a later call with the same code goes on behind it. `--only` does one of them again at a gang of its own, and tells what
-came of it. Where a promise was broken, notes and logs of the gang are kept under FOLDER/broken-SEED-NUMBER.
+restored is held against that, bit for bit; a lookout sees what saving was doing when a kill came. The same seed gives
+the same faults. A gang lives through many of them, and another one does beside it: each mostly waits. What is done is
+appended to FOLDER/checkpoint-SEED-GROUND-CODE.jsonl, and a later call with the same code goes on behind it. `--only`
+does one of them again at a gang of its own, and tells what came of it. Where a promise was broken, notes and logs of
+the gang are kept under FOLDER/broken-SEED-NUMBER.
 With `--endpoint`, an S3-compatible service of yours is used (keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
 `--bucket`), and what needs the right to kill it is left out; else two servers are started on loopback and take turns.
 """
