@@ -2,9 +2,10 @@
 
     python benchmarks/heartbeat.py [--quick] [--json FILE]
 
-The agent's part reads 8 progress pages, builds the heartbeat and encodes it. The controller's part decodes it, compares
-it with the one before, learns from it and asks how long until the gang counts as hung. Between two heartbeats every
-rank makes a step, so that there is something to learn each time. Nothing is on a network.
+The agent's part reads 8 progress pages and what 8 arenas have reached, builds the heartbeat and encodes it. The
+controller's part decodes it, compares it with the one before, learns from it and asks how long until the gang counts as
+hung. Between two heartbeats every rank makes a step, so that there is something to learn each time. Nothing is on a
+network.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from figures import Row, arguments, publish, row
 from torch import nn
 
 from mend.heard import StepSamples, is_news, is_stale
-from mend.protocol import AgentState, Heartbeat, Phase, decode_stream, encode
+from mend.protocol import AgentState, Heartbeat, Held, Phase, decode_stream, encode
 from mend.spec import Limits
 from mend.stragglers import Paces
 from mend.watchdog import until_bounds
+from mend_trainer.arenas import Arenas
 from mend_trainer.progress import ProgressPage
 from mend_trainer.ranks import Rank
+from mend_trainer.slots import SlotWord, packed
 from mend_trainer.waiting import watch_waiting
 
 RANKS: Final = 8
@@ -54,7 +57,9 @@ def measure(options: Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="mend-bench-") as folder:
         ranks = [Rank(number, Path(folder)) for number in range(RANKS)]
         pages = [ProgressPage.open(each.page_path) for each in ranks]
-        told, lines = _agent(ranks, pages, rounds)
+        arenas = Arenas(RANKS)
+        told, lines = _agent(ranks, pages, arenas, rounds)
+        arenas.close()
         marks = _marks(pages[0], rounds)
         for page, rank in zip(pages, ranks, strict=True):
             page.close()
@@ -112,9 +117,20 @@ def _timed(call: Callable[[], object], times: int) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _agent(ranks: list[Rank], pages: list[ProgressPage], rounds: int) -> tuple[list[float], list[bytes]]:
-    """Microseconds of each heartbeat, and the lines."""
+def _agent(
+    ranks: list[Rank], pages: list[ProgressPage], arenas: Arenas, rounds: int
+) -> tuple[list[float], list[bytes]]:
+    """Microseconds of each heartbeat, and the lines; every rank has published two snapshots, which are told as held."""
     micros, lines = [], []
+    for words in arenas.words:
+        for slot, step in enumerate((5, 10)):
+            words.put(slot, SlotWord.REACHED, packed(1, step))
+            words.put(slot, SlotWord.SEQUENCE, 2 * (slot + 1))
+    everyone = tuple(range(RANKS))
+    held = tuple(
+        Held(save_id=f"{step:016x}", run_uid="u", attempt=1, step=step, tokens=0, world_size=RANKS, ranks=everyone)
+        for step in (10, 5)
+    )
     for number in range(rounds):
         for page in pages:
             page.enter(Phase.DATA)
@@ -123,6 +139,7 @@ def _agent(ranks: list[Rank], pages: list[ProgressPage], rounds: int) -> tuple[l
             page.complete_step(number, tokens=1000 * number, seconds=0.5, loss=2.5)
         began = time.perf_counter()
         now = time.monotonic()
+        assert arenas.reached(RANKS) == (1, 10)
         beat = Heartbeat(
             attempt=1,
             worker=0,
@@ -132,6 +149,7 @@ def _agent(ranks: list[Rank], pages: list[ProgressPage], rounds: int) -> tuple[l
             ranks=tuple(rank.report(now) for rank in ranks),
             standbys_ready=RANKS,
             store_port=29500,
+            held=held,
         )
         line = encode(beat)
         micros.append((time.perf_counter() - began) * 1e6)

@@ -25,7 +25,7 @@ from mend.presence import (
 )
 from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
 from mend.shortage import shortage
-from mend.spec import Limits, Spec
+from mend.spec import FirstTier, Limits, Spec
 from mend.watchdog import pause_in_force, until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
@@ -68,15 +68,19 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
     return max(0.02, min(waits))
 
 
-def limits_now(spec: Spec, seen: Observation) -> Limits:
+def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None) -> Limits:
     """The spec's limits, with the pause that is borne now; ranks that were kept have little to do until they meet.
+
+    Without a verdict it is presumed that one rank will be to blame; with one that blames nobody, all have to restart.
 
     Once all load they may have to read a checkpoint after all: each part of it that was read is a mark.
     """
     status, limits = seen.status, spec.health.limits
     since = (status.attempt_started_at or 0.0) - spec.recovery.budgets.window_seconds
     hangs = sum(at > since for at in status.spent.get(FailureClass.HANG, ()))
-    may_rejoin = any(rank.can_rejoin for rank in seen.ranks)
+    stay = tuple(rank for rank in seen.ranks if verdict is None or rank.rank not in verdict.ranks)
+    may_rejoin = spec.recovery.first_tier is FirstTier.REJOIN and all(rank.can_rejoin for rank in stay)
+    may_rejoin = may_rejoin and (verdict is None or verdict.is_known)
     pause = pause_in_force(limits.pause_seconds, may_rejoin=may_rejoin, hangs=hangs)
     limits = replace(limits, pause_seconds=pause)
     if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
@@ -244,7 +248,7 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         return None  # some ranks are not known, or only by old news: this is for `gone` to judge
     # The ages as they were heard, not carried on to now: a rank may have marked since its agent's last heartbeat.
     beats = filter(None, map(seen.heartbeat_of, present))
-    heard = (rank for beat in beats for rank in beat.ranks if not rank_has_finished(rank))
+    heard = tuple(rank for beat in beats for rank in beat.ranks if not rank_has_finished(rank))
     left = until_bounds(heard, seen.step_times, limits_now(spec, seen))
     if left is None or left.limit > 0:
         return None
@@ -257,6 +261,7 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         verdict = replace(verdict, reasons=(*verdict.reasons, short.words))
     proven = any(map(_cannot_go_on, evidence))
     awaited = short if short is not None and short.until_seconds > stands and not proven else None
+    left = until_bounds(heard, seen.step_times, limits_now(spec, seen, verdict)) or left
     patience = max(0.0, left.patience, awaited.until_seconds - stands if awaited is not None else 0.0)
     return Incident(
         kind=IncidentKind.HUNG,

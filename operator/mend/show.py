@@ -112,7 +112,11 @@ def _understood(spec: Spec) -> Iterator[str]:
     copies = "copied to a buddy" if saves.memory.peers and workers.replicas > 1 else "not copied"
     yield f"Memory: the last two snapshots of each rank{beside}, {copies}"
     limits, paid = health.limits, recovery.budgets
-    pause = "as long as a recovery takes" if limits.pause_seconds is None else f"of {limits.pause_seconds:g} s"
+    pause = (
+        "as long as a recovery takes, more after each hang,"
+        if limits.pause_seconds is None
+        else f"of {limits.pause_seconds:g} s"
+    )
     yield (
         f"Health: a heartbeat every {health.heartbeat_seconds:g} s, lost after {health.lost_after_seconds:g} s; limits "
         f"from {limits.floor_seconds:g} s to {limits.ceiling_seconds:g} s, pauses {pause} are "

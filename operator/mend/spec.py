@@ -131,7 +131,7 @@ class Limits(_Facts, frozen=True, kw_only=True):
     ceiling_seconds: float
     saving_seconds: float
     evaluating_seconds: float
-    pause_seconds: float | None = None
+    pause_seconds: float | None = 2.0  # what is left out of specs that an older mend kept in a status
 
 
 class LossSpike(_Facts, frozen=True, kw_only=True):

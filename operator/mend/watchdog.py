@@ -2,8 +2,9 @@
 
 Two spans, both counted from the last mark. At the *limit* the gang counts as hung: the incident is noted and evidence
 gathered, which harms nobody, so the limit is tight. Ranks are only killed once the evidence holds the kernel's own word
-(a process that is stopped or dead), or once *patience* has run out: no pause that a healthy run is known to make
-lasts that long. benchmarks/false_alarms.py holds both against a million hours of simulated ranks.
+(a process that is stopped or dead), or once *patience* has run out, which is longer than the pauses that healthy runs
+are known to make, and about as long as the cure costs. benchmarks/false_alarms.py holds both against a million hours of
+simulated ranks.
 
 How long to bear a pause of which nothing is known is the ski-rental problem (Karlin, Manasse, Rudolph and Sleator,
 "Competitive snoopy caching", 1988): who waits for as long as the cure costs pays at most twice what he would have paid,
@@ -46,7 +47,8 @@ def pause_in_force(given_seconds: float | None, *, may_rejoin: bool, hangs: int)
     """Seconds beyond the limit before a rank is killed without proof; `hangs`: for how many ranks were, of late."""
     if given_seconds is not None:
         return given_seconds
-    return min((REJOIN_SECONDS if may_rejoin else RESTART_SECONDS) * 2.0**hangs, MOST_PAUSE_SECONDS)
+    doublings = min(hangs, 10)  # more than enough for the most
+    return min((REJOIN_SECONDS if may_rejoin else RESTART_SECONDS) * 2.0**doublings, MOST_PAUSE_SECONDS)
 
 
 def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:

@@ -31,7 +31,7 @@ from mend.protocol import (
     RankExit,
     RankReport,
 )
-from mend.spec import LossSpike
+from mend.spec import FirstTier, LossSpike
 from world import a_spec
 
 SPEC = a_spec(2, 1)
@@ -419,6 +419,29 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
     incident = late(2.0).asked(*(evidence(n, state) for n, state in enumerate(states))).incident
     assert incident is not None
+    assert incident.patience_seconds == pytest.approx(patience)
+
+
+@pytest.mark.parametrize(
+    ("lags", "can_rejoin", "first_tier", "patience"),
+    [
+        (True, True, FirstTier.REJOIN, 0.5),  # five medians: a rejoin would cost less
+        (False, True, FirstTier.REJOIN, 1.0),  # nobody to blame, so all would have to restart
+        (True, False, FirstTier.REJOIN, 1.0),
+        (True, True, FirstTier.RESTART_RANKS, 1.0),
+    ],
+)
+def test_a_pause_is_borne_for_as_long_as_this_very_cure_would_cost(
+    lags: bool, can_rejoin: bool, first_tier: FirstTier, patience: float
+) -> None:
+    """Two seconds beyond the limit, half of one only where the ranks that are left can rejoin."""
+    spec = replace(SPEC, recovery=replace(SPEC.recovery, first_tier=first_tier))
+    scene = late(2.0).rank(0, can_rejoin=can_rejoin).rank(1, can_rejoin=True)
+    group = GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x")
+    other = replace(evidence(1), groups=(group,)) if lags else evidence(1)
+    incident = diagnose(spec, scene.asked(evidence(0), other).seen)
+    assert incident is not None
+    assert incident.verdict.is_known is lags
     assert incident.patience_seconds == pytest.approx(patience)
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from mend.protocol import ENV_ARENA, ENV_ARENAS
-from mend_trainer.flushing import in_common, to_flush
+from mend_trainer.flushing import to_flush
 from mend_trainer.slots import Words, arena_path, create_arena, packed, unpacked
 
 
@@ -41,8 +41,13 @@ class Arenas:
 
     def reached(self, places: int) -> tuple[int, int]:
         """Attempt and step of the newest snapshots that so many ranks of this worker have whole; (0, -1): none."""
-        newest = in_common([words.kept for words in self.words[:places]])[:1]
-        return unpacked(newest[0][0].reached) if newest else (0, -1)
+        common = set.intersection(*(words.reached for words in self.words[:places])) if self.words else set()
+        return unpacked(max(common)) if common else (0, -1)
+
+    def begin(self, attempt: int) -> None:
+        """Ranks of this attempt are started: what those before owe is not waited for as long."""
+        for words in self.words:
+            words.attempt = attempt
 
     @property
     def needed_bytes(self) -> int:

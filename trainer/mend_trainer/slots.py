@@ -39,6 +39,7 @@ class ArenaWord(IntEnum):
     MAGIC = 0
     COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
     NEEDED = 2  # by the rank: bytes that the snapshots of its whole worker need
+    ATTEMPT = 3  # by the agent: the attempt whose ranks run here now
 
 
 class SlotWord(IntEnum):
@@ -55,6 +56,11 @@ class SlotWord(IntEnum):
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
     REACHED = 9  # the rank: attempt and step of what it holds, in one word
     COPIED = 10  # the saver: the sequence of which the buddy has a copy, or will get none
+
+
+# An attribute lookup on an enum costs more than what is read by it.
+_SEQUENCE: Final = int(SlotWord.SEQUENCE)
+_REACHED: Final = int(SlotWord.REACHED)
 
 
 class Words:
@@ -103,6 +109,16 @@ class Words:
         return slot is not None and self.get(slot, SlotWord.COPIED) != self.get(slot, SlotWord.SEQUENCE)
 
     @property
+    def reached(self) -> set[int]:
+        """Attempt and step of what this place has whole, each in one word; every heartbeat asks for it."""
+        words, found = self._words, set()
+        for first in range(_FIRST_SLOT, _FIRST_SLOT + SLOTS * _SLOT_WORDS, _SLOT_WORDS):
+            sequence, reached = words[first + _SEQUENCE], words[first + _REACHED]
+            if sequence > 0 and not sequence % 2 and words[first + _SEQUENCE] == sequence:  # not overwritten meanwhile
+                found.add(reached)
+        return found
+
+    @property
     def kept(self) -> list[Kept]:
         """What this place has whole."""
         found = []
@@ -132,6 +148,15 @@ class Words:
     @committed.setter
     def committed(self, attempt_and_step: tuple[int, int]) -> None:
         self._words[ArenaWord.COMMITTED] = packed(*attempt_and_step)
+
+    @property
+    def attempt(self) -> int:
+        """The attempt whose ranks run here now; 0 where no agent told."""
+        return self._words[ArenaWord.ATTEMPT]
+
+    @attempt.setter
+    def attempt(self, attempt: int) -> None:
+        self._words[ArenaWord.ATTEMPT] = attempt
 
     @property
     def needed_bytes(self) -> int:

@@ -221,6 +221,7 @@ class Supervisor:
             self._ended.append(before)
         log.info("attempt %d: ranks %d..%d", order.attempt, order.first_rank, order.first_rank + order.ranks - 1)
         self.attempt = order.attempt
+        self._arenas.begin(order.attempt)
         plan = order.checkpoint
         self._standbys.guide(Guide(buddy=order.buddy, bytes_per_second=plan.peer_bytes_per_second if plan else 0))
         # Also where nobody is kept: who takes the places finds what the ranks before have left in them.

@@ -31,7 +31,6 @@ from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.commit import commit
 from mend_trainer.checkpoint.signing import key_of
 from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, encode_share, write_blocks
-from mend_trainer.slots import SLOTS, SlotWord, packed
 
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
 _OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
@@ -69,7 +68,7 @@ class Saving:
         """`resumed`: another saver may have begun with it. `complain` is told of a store that is away meanwhile.
 
         `patience_seconds`: how long peers of which nothing new comes are waited for at least; `overtaken_seconds`, once
-        ranks of a later attempt save here. Raises ValueError for a signing key that could be guessed.
+        ranks of a later attempt run here. Raises ValueError for a signing key that could be guessed.
         """
         header = snapshot.header
         self._store, self._snapshot, self._digests = store, snapshot, digests
@@ -144,8 +143,7 @@ class Saving:
         while True:
             listed = self._list()
             if MANIFEST_NAME in listed:
-                if self._rank == 0:  # who speaks for all; not everybody, of a manifest of megabytes
-                    self._check_committed()
+                self._check_committed()
                 return _stored_bytes(listed)
             if share_name(self._rank) not in listed and not self._is_there(MANIFEST_NAME):
                 raise _GivenUp("another rank could not contribute its share; rank 0 tells which, and why")
@@ -172,8 +170,7 @@ class Saving:
         Ranks that died while some of them copied leave a save of which nothing more will come; two such saves take both
         slots, and the next attempt could save nothing meanwhile. Its share stays: who comes last commits all the same.
         """
-        words, next_attempt = self._snapshot.arena.words, packed(self._snapshot.header.origin.attempt + 1, -1)
-        is_overtaken = any(words.get(slot, SlotWord.REACHED) >= next_attempt for slot in range(SLOTS))
+        is_overtaken = self._snapshot.arena.words.attempt > self._snapshot.header.origin.attempt
         least = self._overtaken_seconds if is_overtaken else self._patience_seconds
         return max(least, 2 * self._upload_seconds)
 
