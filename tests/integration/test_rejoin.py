@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,16 @@ async def test_survivors_keep_their_processes_and_nothing_is_lost(text: Path, tm
         assert {step: found for step, found in run.losses().items() if found != curve[step]} == {}
 
 
+def trains_in(attempt: int) -> Callable[[Heartbeat], bool]:
+    """The first rank has made some steps in this attempt."""
+    return lambda beat: beat.attempt == attempt and beat.ranks[0].steps_done > 5
+
+
 async def test_a_worker_that_keeps_nobody_still_has_what_its_rank_left(text: Path, tmp_path: Path) -> None:
-    """With one rank per worker the lost one's agent keeps nobody; the state is handed on in memory all the same."""
+    """With one rank per worker the lost one's agent keeps nobody; the state is handed on in memory all the same.
+
+    Now and then gloo leaves a survivor in a message of which it has read half, and it is replaced (decision 0008).
+    """
     plan = CheckpointPlan(uri=f"file://{tmp_path}/store", interval_steps=25)
     async with AsyncExitStack() as stack:
         clients = [
@@ -167,15 +175,19 @@ async def test_a_worker_that_keeps_nobody_still_has_what_its_rank_left(text: Pat
                 assert status == 200
 
         await launch(1)
-        await clients[0].until(at_step(30), "step 30")
-        victim = await clients[1].until(at_step(30), "step 30")
-        os.kill(victim.ranks[0].pid, signal.SIGKILL)
-        await clients[1].until(has_exit(1))
-        _, restore = next_attempt(open_store(plan.uri))
-        await launch(2, keep=(0,), follows=1, restore=restore)
-        beat = await clients[0].until(lambda beat: beat.attempt == 2 and beat.ranks[0].steps_done > 5, "attempt 2")
-        assert beat.restored is not None
-        assert beat.restored.is_of_peers
+        for attempt in range(2, 6):
+            here, victim = [await client.until(at_step(30, attempt - 1), "step 30") for client in clients]
+            os.kill(victim.ranks[0].pid, signal.SIGKILL)
+            await clients[1].until(has_exit(1, attempt - 1))
+            _, restore = next_attempt(open_store(plan.uri))
+            await launch(attempt, keep=(0,), follows=attempt - 1, restore=restore)
+            beat = await clients[0].until(trains_in(attempt), f"attempt {attempt}")
+            assert beat.restored is not None
+            if beat.ranks[0].pid == here.ranks[0].pid:
+                break
+        else:
+            pytest.fail(f"the survivor was replaced each time:\n{clients[0].agent.output[-5000:]}")
+        assert beat.restored.is_of_peers, clients[0].agent.output[-5000:]
 
 
 async def test_a_stopped_rank_is_killed_and_replaced(text: Path, tmp_path: Path) -> None:
