@@ -27,7 +27,8 @@ from mend_trainer.procfs import descendants
 NAMESPACE = "default"
 PROGRAM = Path(__file__).with_name("hurtable_trainer.py")
 PRELOAD = "mend_trainer.train,transformers.models.llama.modeling_llama,marks"  # what mend's own command preloads
-STEPS_BETWEEN = 12  # enough that the step's limit is learnt and a checkpoint is committed
+STEPS_BETWEEN = 12  # enough that a checkpoint is committed
+STEPS_LEARNT = 64  # a hang is judged by what was learnt, of which there is some three times a second
 PATIENCE_SECONDS = 120.0
 
 
@@ -53,6 +54,9 @@ SIGNALS = {
     Harm.HOLD_GIL: signal.SIGWINCH,
     Harm.KILL_COLD: signal.SIGKILL,
 }
+
+
+HANGS = (Harm.STOP, Harm.SLEEP, Harm.HOLD_GIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,8 @@ class Patient:
 
     async def episode(self, harm: Harm, rank: int) -> Episode:
         """Hurt it and wait until it is well again."""
-        steady = await self._until(lambda sight: self._steps_done(sight) >= STEPS_BETWEEN, "trains steadily")
+        least = STEPS_LEARNT if harm in HANGS else STEPS_BETWEEN
+        steady = await self._until(lambda sight: self._steps_done(sight) >= least, "trains steadily")
         before = steady.status.incidents[-1].id if steady.status.incidents else 0
         deaths = Deaths([each.pid for each in steady.ranks])
         at = _hurt(steady, rank, harm)

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from episodes import Episode, Harm, a_hospital
+from episodes import HANGS, Episode, Harm, a_hospital
 from figures import Peer, Row, arguments, not_built, publish, row
 from launched import Launcher, NeverTrained, injured, launched, nvrx, ray_train, torchrun
 from peers import PeerUnavailable
@@ -33,7 +33,6 @@ from with_tests import build_gil_holder
 from mend.spec import Workers
 
 TRAINER = ["--set", "steps=1000000", "--set", "log_every_seconds=0"]
-HANGS = (Harm.STOP, Harm.SLEEP, Harm.HOLD_GIL)
 REJOIN = {2: 0.5, 4: 0.8}
 RESTART = {2: 0.8, 4: 1.2}
 SPARE, NEW_POD = 2.0, 5.0

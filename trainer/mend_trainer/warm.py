@@ -21,7 +21,7 @@ from typing import Final, Literal
 import msgspec
 
 from mend.protocol import ENV_RUN_UID, ExitCode, Message
-from mend.store.s3_client import descriptions
+from mend.store.s3_client import prepare
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.polling import readable
@@ -116,6 +116,7 @@ def _serve(nursery: Nursery, channel: socket.socket) -> Callable[[], int]:
             return life
     warm = () if isinstance(nursery.command, Program) else (*IMPORTS, *preloads_of(nursery.command), *nursery.preload)
     problems = _import(warm)
+    prepare()
     if idle:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208 - names are enough
@@ -227,7 +228,6 @@ def _stand_by(nursery: Nursery, channel: socket.socket) -> int:
 
 def _warm_up(nursery: Nursery) -> None:
     """Let a preloaded module make ready what is slow at the first time, out of the way of ranks that train."""
-    descriptions()
     names = (*preloads_of(nursery.command), *nursery.preload)
     hook = next((found for name in names if (found := getattr(sys.modules.get(name), "mend_warm", None))), None)
     if hook is None or isinstance(nursery.command, Program):

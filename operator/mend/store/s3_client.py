@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Final
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 
 from mend.store.views import Body
@@ -68,6 +70,15 @@ def make_client(endpoint: str | None, credentials: Credentials, authority: str, 
     client.meta.events.register("before-sign.s3", _drop_expect)
     client.meta.events.register("before-send.s3", _send_slices)
     return client
+
+
+def prepare() -> None:
+    """Read once what every client of this process, and of its forks, needs: 100 ms of CPU in each of them otherwise."""
+    with contextlib.suppress(
+        ValueError, BotoCoreError
+    ):  # of settings that will be complained about where they are used
+        nobody = Credentials(access_key_id="-", secret_access_key="-")
+        make_client("http://localhost", nobody, "", sign_payload=False)
 
 
 @functools.cache
