@@ -11,12 +11,11 @@ from typing import Final
 
 from mend.protocol import Phase
 from mend_trainer.progress import PageReader
-from mend_trainer.slots import SLOTS, SlotWord, Words, packed
+from mend_trainer.slots import SLOTS, SlotWord, Words, unpacked
 from reached import State
 from saving_phases import Seen, SlotSeen
 
 _BETWEEN_LOOKS_SECONDS: Final = 0.0001  # a copy of this size takes 0.4 ms
-_AN_ATTEMPT: Final = packed(1, -1)  # in the word that holds attempt and step
 
 
 class Lookout:
@@ -96,10 +95,10 @@ def _page(agent: int, attempt: int, rank: int) -> PageReader | None:
 
 
 def _slot(words: Words, slot: int) -> SlotSeen:
-    attempt, steps = divmod(words.get(slot, SlotWord.REACHED), _AN_ATTEMPT)
+    attempt, step = unpacked(words.get(slot, SlotWord.REACHED))
     sequence = words.get(slot, SlotWord.SEQUENCE)
     return SlotSeen(
-        State(steps - 1, attempt),
+        State(step, attempt),
         is_torn=sequence % 2 == 1,
         is_owed=words.is_owed(slot),
         is_digested=words.get(slot, SlotWord.DIGESTED) == sequence,

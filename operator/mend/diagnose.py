@@ -76,8 +76,8 @@ def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None) ->
     Once all load they may have to read a checkpoint after all: each part of it that was read is a mark.
     """
     status, limits = seen.status, spec.health.limits
-    since = (status.attempt_started_at or 0.0) - spec.recovery.budgets.window_seconds
-    hangs = sum(at > since for at in status.spent.get(FailureClass.HANG, ()))
+    began, window = status.attempt_started_at or 0.0, spec.recovery.budgets.window_seconds
+    hangs = len(status.spent_within(FailureClass.HANG, window, began))
     stay = tuple(rank for rank in seen.ranks if verdict is None or rank.rank not in verdict.ranks)
     may_rejoin = spec.recovery.first_tier is FirstTier.REJOIN and all(rank.can_rejoin for rank in stay)
     may_rejoin = may_rejoin and (verdict is None or verdict.is_known)

@@ -344,6 +344,10 @@ class RunStatus(Fact, frozen=True, kw_only=True):
         """The incident that the run is not yet back from."""
         return self.incidents[-1] if self.incidents and self.incidents[-1].is_open else None
 
+    def spent_within(self, failure: FailureClass, window_seconds: float, now: float) -> tuple[float, ...]:
+        """When this budget was drawn on within so long before `now`."""
+        return tuple(at for at in self.spent.get(failure, ()) if now - at < window_seconds)
+
 
 MAX_INCIDENTS = 20
 MAX_STRIKES = 20  # of one run, in its status

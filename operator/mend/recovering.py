@@ -174,7 +174,7 @@ def _prepared(
     """The status with the budget drawn on and what the tier asks for."""
     status = replace(seen.status, recoveries=seen.status.recoveries + 1)
     if tiers.draws(rule):
-        spent = (*tiers.spent_within(spec, status, incident.failure, now), now)
+        spent = (*status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, now), now)
         status = replace(status, spent={**status.spent, incident.failure: spent})
     if tier is Tier.ROLL_BACK:
         limit = roll_back_limit(seen.uid, status, seen.store.checkpoints, incident.sound_before)

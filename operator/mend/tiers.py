@@ -161,7 +161,10 @@ def _why_give_up(
         if _has_come_again(spec, incident, earlier, now):
             return f"the same failure twice ({incident.fingerprint})"
     budget = budget_of(spec, incident.failure)
-    if draws(rule) and len(spent_within(spec, seen.status, incident.failure, now)) >= budget:
+    if (
+        draws(rule)
+        and len(seen.status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, now)) >= budget
+    ):
         remedy = f"raise spec.recovery.budgets.{incident.failure}"
         return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
     left = candidates(seen.uid, seen.status, seen.store.checkpoints)
@@ -220,11 +223,6 @@ def budget_of(spec: Spec, failure: FailureClass) -> int:
         FailureClass.HANG: budgets.hang,
         FailureClass.PREEMPTION: budgets.preemption,
     }[failure]
-
-
-def spent_within(spec: Spec, status: RunStatus, failure: FailureClass, now: float) -> tuple[float, ...]:
-    """When this budget was drawn on within the window."""
-    return tuple(at for at in status.spent.get(failure, ()) if now - at < spec.recovery.budgets.window_seconds)
 
 
 def open_in_a_row(incidents: Sequence[IncidentRecord]) -> int:

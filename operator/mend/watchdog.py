@@ -63,24 +63,20 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
         return None
     if max(len(ordered), times.steps) < ENOUGH_STEPS:
         limit = EARLY_STEPS_ALLOWED * ordered[-1]
-        return _bounded(limit, limit, limits)
+        return _bounded(limit, limit, limits, limits.ceiling_seconds)
     middle = times.median
     sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
     peak, habit = (each * middle for each in times.peaks)
     limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
     patience = max(STEPS_OF_PATIENCE * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
-    return _bounded(limit, patience, limits)
+    return _bounded(limit, patience, limits, limits.ceiling_seconds)
 
 
-def _pause(limits: Limits) -> float:
-    return REJOIN_SECONDS if limits.pause_seconds is None else limits.pause_seconds
-
-
-def _bounded(limit: float, patience: float, limits: Limits) -> Bounds:
-    """Between floor and ceiling, and patience never within a pause of the limit."""
-    least, most = limits.floor_seconds, limits.ceiling_seconds
-    limit = min(max(limit, least), most)
-    return Bounds(limit, min(max(patience, limit + _pause(limits)), most))
+def _bounded(limit: float, patience: float, limits: Limits, most: float) -> Bounds:
+    """Between the floor and `most`, and patience never within a pause of the limit."""
+    limit = min(max(limit, limits.floor_seconds), most)
+    pause = pause_in_force(limits.pause_seconds, may_rejoin=True, hangs=0)
+    return Bounds(limit, min(max(patience, limit + pause), most))
 
 
 def bounds_for(rank: RankReport, times: StepTimes, limits: Limits) -> Bounds:
@@ -110,8 +106,8 @@ def _learnt_from_gaps(phase: Phase, times: StepTimes, limits: Limits, most: floa
     seen = times.longest_gaps.get(phase)
     if seen is None:
         return _given(most)
-    limit = min(max(EARLY_STEPS_ALLOWED * seen, limits.floor_seconds), most)
-    return Bounds(limit, min(limit + _pause(limits), most))
+    limit = EARLY_STEPS_ALLOWED * seen
+    return _bounded(limit, limit, limits, most)
 
 
 def _last_step(rank: RankReport) -> StepTimes:

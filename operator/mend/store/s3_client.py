@@ -74,9 +74,7 @@ def make_client(endpoint: str | None, credentials: Credentials, authority: str, 
 
 def prepare() -> None:
     """Read once what every client of this process, and of its forks, needs: 100 ms of CPU in each of them otherwise."""
-    with contextlib.suppress(
-        ValueError, BotoCoreError
-    ):  # of settings that will be complained about where they are used
+    with contextlib.suppress(ValueError, BotoCoreError):  # whoever uses such settings will complain
         nobody = Credentials(access_key_id="-", secret_access_key="-")
         make_client("http://localhost", nobody, "", sign_payload=False)
 
