@@ -161,10 +161,8 @@ def _why_give_up(
         if _has_come_again(spec, incident, earlier, now):
             return f"the same failure twice ({incident.fingerprint})"
     budget = budget_of(spec, incident.failure)
-    if (
-        draws(rule)
-        and len(seen.status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, now)) >= budget
-    ):
+    spent = seen.status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, now)
+    if draws(rule) and len(spent) >= budget:
         remedy = f"raise spec.recovery.budgets.{incident.failure}"
         return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
     left = candidates(seen.uid, seen.status, seen.store.checkpoints)
