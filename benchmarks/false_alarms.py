@@ -41,7 +41,8 @@ STEP_SECONDS: Final = (0.5, 10.0)
 ATTEMPT_HOURS: Final = 4.0  # median; what was learnt is dropped at its end
 BLOCK: Final = 4096
 HANGS_PER_BLOCK: Final = 8
-HEARTBEAT_SECONDS: Final = 0.3
+HEARTBEAT_SECONDS: Final = 0.3  # ... and sooner from a standstill: one whenever it is an eighth longer
+STANDSTILL_SHARE: Final = 1 / 8
 LOOK_SECONDS: Final = 0.02  # from the heartbeat that tells to the look that decides
 MOST_SECONDS, MOST_STEPS = 1.0, 3.0  # issue 3: a hang is noticed within max(1 s, 3 steps) at p99 ...
 USUAL_STEPS = 2.0  # ... and within 2 steps at p50
@@ -190,12 +191,14 @@ def _attempt(draw: Draw, gang: Gang, seconds: float, rng: np.random.Generator, l
 
 
 def _hangs(rng: np.random.Generator, ends: Floats) -> dict[int, tuple[float, float]]:
-    """Hangs at random times: step -> seconds since its beginning, and until the next heartbeat after the limit."""
+    """Hangs at random times: step -> seconds since its beginning, and which share of the time between two heartbeats
+    goes by from the limit to the next.
+    """
     at = rng.uniform(0.0, ends[-1], HANGS_PER_BLOCK)
     steps = np.searchsorted(ends, at)
     begins = np.concatenate(([0.0], ends))[steps]
-    waits = rng.uniform(0.0, HEARTBEAT_SECONDS, HANGS_PER_BLOCK)
-    return {int(step): (float(into), float(wait)) for step, into, wait in zip(steps, at - begins, waits, strict=True)}
+    shares = rng.uniform(0.0, 1.0, HANGS_PER_BLOCK)
+    return {int(step): (float(into), float(part)) for step, into, part in zip(steps, at - begins, shares, strict=True)}
 
 
 def _block(watched: Watched, lengths: Floats, hangs: dict[int, tuple[float, float]], tally: Tally) -> None:
@@ -205,7 +208,8 @@ def _block(watched: Watched, lengths: Floats, hangs: dict[int, tuple[float, floa
             tally.pauses += 1
             tally.false_alarms += length > patience
         if step in hangs:
-            into, wait = hangs[step]
+            into, share = hangs[step]
+            wait = share * min(HEARTBEAT_SECONDS, STANDSTILL_SHARE * limit)
             _noticed(limit - into + wait + LOOK_SECONDS, watched.middle, tally)
         watched.learn(length)
 

@@ -430,7 +430,7 @@ def _health(fields: Fields) -> Health:
         limits=Limits(
             start_seconds=limits.seconds("start", "15m"),
             first_step_seconds=limits.seconds("firstStep", "15m"),
-            floor_seconds=limits.seconds("floor", "400ms"),
+            floor_seconds=limits.seconds("floor", "150ms"),
             ceiling_seconds=limits.seconds("ceiling", "10m"),
             pause_seconds=_pause(limits),
             saving_seconds=limits.seconds("saving", "10m"),

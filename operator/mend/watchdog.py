@@ -28,11 +28,12 @@ EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the 
 HIGH_SHARE = 0.75
 HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median, were the steps normal
 
-# What a way back costs, roughly (benchmarks/recovery.py): ranks that stay, or new processes and steps done twice.
-REJOIN_SECONDS, RESTART_SECONDS = 0.5, 2.0
+# What a way back costs, roughly, on a busy machine: ranks that stay, or new processes and steps done twice
+# (benchmarks/recovery.py: half a second and less where nothing else runs).
+REJOIN_SECONDS, RESTART_SECONDS = 0.75, 2.0
 MOST_PAUSE_SECONDS = 60.0
 
-STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 2.0, 3.5, 1.12
+STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 1.6, 3.5, 1.12
 STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
 
 

@@ -405,15 +405,15 @@ def test_a_hang_asks_for_evidence_first() -> None:
 
 def test_a_standstill_must_have_been_heard_of() -> None:
     """A rank may have marked since its agent's last heartbeat: the age of what it told is no age of its progress."""
-    told = Scene().rank(0, progress_seconds=0.9).rank(1, progress_seconds=0.9)
+    told = Scene().rank(0, progress_seconds=0.7).rank(1, progress_seconds=0.7)
     assert told.silent(0, 0.4).silent(1, 0.4).incident is None
-    told = Scene().rank(0, progress_seconds=1.01).rank(1, progress_seconds=1.01)
+    told = Scene().rank(0, progress_seconds=0.81).rank(1, progress_seconds=0.81)
     assert told.silent(0, 0.0).silent(1, 0.0).incident is not None
 
 
 @pytest.mark.parametrize(
     ("states", "patience"),
-    [(("S", "S"), 1.0), (("S", "R"), 1.0), (("S", "D"), 1.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
+    [(("S", "S"), 0.8), (("S", "R"), 0.8), (("S", "D"), 0.8), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
@@ -426,15 +426,15 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
     ("lags", "can_rejoin", "first_tier", "patience"),
     [
         (True, True, FirstTier.REJOIN, 0.5),  # five medians: a rejoin would cost less
-        (False, True, FirstTier.REJOIN, 1.0),  # nobody to blame, so all would have to restart
-        (True, False, FirstTier.REJOIN, 1.0),
-        (True, True, FirstTier.RESTART_RANKS, 1.0),
+        (False, True, FirstTier.REJOIN, 0.8),  # nobody to blame, so all would have to restart
+        (True, False, FirstTier.REJOIN, 0.8),
+        (True, True, FirstTier.RESTART_RANKS, 0.8),
     ],
 )
 def test_a_pause_is_borne_for_as_long_as_this_very_cure_would_cost(
     lags: bool, can_rejoin: bool, first_tier: FirstTier, patience: float
 ) -> None:
-    """Two seconds beyond the limit, half of one only where the ranks that are left can rejoin."""
+    """Two seconds beyond the limit of 0.8, three quarters of one only where the ranks that are left can rejoin."""
     spec = replace(SPEC, recovery=replace(SPEC.recovery, first_tier=first_tier))
     scene = late(2.0).rank(0, can_rejoin=can_rejoin).rank(1, can_rejoin=True)
     group = GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x")
@@ -632,7 +632,7 @@ def test_a_loss_that_went_up_is_left_alone_unless_asked_for() -> None:
 def test_looking_again_is_never_a_busy_loop(scene: Scene) -> None:
     """However overdue something is."""
     assert seconds_until_diagnosis(SPEC, scene.seen) >= 0.02
-    assert seconds_until_diagnosis(SPEC, Scene().seen) == pytest.approx(0.9)
+    assert seconds_until_diagnosis(SPEC, Scene().seen) == pytest.approx(0.7)
 
 
 def test_two_errors_of_one_type_at_the_same_step_are_two() -> None:
@@ -724,11 +724,11 @@ def test_only_words_of_broken_hardware_blame_the_machine(said: str, is_machine: 
 @pytest.mark.parametrize(
     ("spent", "may_rejoin", "pause"),
     [
-        ((), True, 0.5),  # what a rejoin costs
+        ((), True, 0.75),  # what a rejoin costs
         ((), False, 2.0),  # what a restart does
-        ((99_000.0,), True, 1.0),
-        ((98_000.0, 99_000.0), True, 2.0),
-        ((1_000.0, 99_000.0), True, 1.0),  # a day ago: forgotten
+        ((99_000.0,), True, 1.5),
+        ((98_000.0, 99_000.0), True, 3.0),
+        ((1_000.0, 99_000.0), True, 1.5),  # a day ago: forgotten
     ],
 )
 def test_patience_grows_with_each_hang_of_a_day(spent: tuple[float, ...], may_rejoin: bool, pause: float) -> None:

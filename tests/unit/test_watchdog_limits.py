@@ -59,11 +59,11 @@ def bounds_after(lengths: Sequence[float]) -> Bounds:
     [
         ([0.5], 5.0, 10.0),  # few samples: ten times the longest
         ([0.5, 2.0, 0.5], 20.0, 25.0),
-        ([0.8] * 8, 1.6, 6.6),  # no spread: two medians, then a pause
-        ([4.0] * 8, 8.0, 20.0),  # of longer steps, five
+        ([1.0] * 8, 1.6, 6.6),  # no spread: 1.6 medians, then a pause
+        ([4.0] * 8, 6.4, 20.0),  # of longer steps, five
         ([0.1] * 8, 1.5, 6.5),  # never below the floor, from which the pause counts
         ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
-        ([1.0] * 12 + [30.0], 2.0, 60.0),  # one long step makes patient, and moves the limit not at all
+        ([1.0] * 12 + [30.0], 1.6, 60.0),  # one long step makes patient, and moves the limit not at all
         ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 3 * 3.0),  # the second time, it is a habit
         ([2.0] * 10 + [2.0 + 1.2 * 0.6745] * 5, 2.0 + 3.5 * 1.2, 2.0 + 15 * 1.2),  # a wide spread widens both
     ],
@@ -118,9 +118,9 @@ def test_a_step_twice_as_long_as_ever_never_costs_a_rank(lengths: list[float], l
         (rank(Phase.EXITING), 300),
         (rank(Phase.EVALUATING), 400),
         (rank(Phase.STEP, steps=0), 200),  # compiles
-        (rank(Phase.DATA), 2.0),
-        (rank(Phase.STEP), 2.0),
-        (rank(Phase.COLLECTIVE), 2.0),
+        (rank(Phase.DATA), 1.6),
+        (rank(Phase.STEP), 1.6),
+        (rank(Phase.COLLECTIVE), 1.6),
     ],
 )
 def test_each_phase_has_its_limit(report: RankReport, limit: float) -> None:
@@ -151,12 +151,12 @@ def test_one_that_saves_explains_why_the_others_wait() -> None:
     found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
     assert found is not None
     assert found.limit == 250.0
-    assert until_bounds(waiting, times, LIMITS) == (-48.0, -43.0)
+    assert until_bounds(waiting, times, LIMITS) == pytest.approx((-48.4, -43.4))
 
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
     times = StepTimes(seconds=(1.0,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
-    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == (1.0, 6.0)
+    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == pytest.approx((0.6, 5.6))
     assert until_bounds((dead,), times, LIMITS) is None

@@ -315,6 +315,10 @@ class PageReader:
         """Since the last mark."""
         return _age(_now_ns(), self._mapping.words[_MARKED_NS])
 
+    def step_seconds(self) -> float:
+        """Of the last completed step; 0 before there was one."""
+        return self._mapping.doubles[_STEP_SECONDS]
+
     def request_save(self) -> None:
         """Ask the rank to save at the end of its current step."""
         self._mapping.words[_Word.SAVE_REQUESTED] += 1

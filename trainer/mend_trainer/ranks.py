@@ -67,6 +67,11 @@ class Rank:
         """Since its last mark; a word is read, not the whole page."""
         return self._page.silent_seconds() if self._last_page is None else 0.0
 
+    @property
+    def step_seconds(self) -> float:
+        """What its last step took; 0 before there was one."""
+        return self._page.step_seconds() if self._last_page is None else self._last_page.step_seconds
+
     def request_save(self) -> None:
         """Ask it to save at the end of its step."""
         if self._last_page is None:

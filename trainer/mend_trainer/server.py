@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import socket
+import time
 from typing import Final
 
 import msgspec
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 _POINTS_PER_LINE: Final = 500
 _LINES_AT_ONCE: Final = 20
-_STANDSTILL_BEATS: Final = 6  # in a usual interval: what is late is noticed by a heartbeat that says so
+_LONGER: Final = 1.125  # a silence that is an eighth longer than the one told last is worth a heartbeat
+_LEAST_SHARE: Final = 1 / 12  # of the usual interval, between two heartbeats of ranks that stand still
 _BIND_TRIES: Final = 50
 _BIND_PAUSE_SECONDS: Final = 0.1
 
@@ -58,7 +60,7 @@ def make_app(supervisor: Supervisor, token: str, heartbeat_seconds: float) -> we
                 await response.write(_lines(supervisor, positions))  # waits while this controller does not read
                 if over:
                     return response
-                await _wait(ear, _interval(supervisor, heartbeat_seconds))
+                await _until_due(ear, supervisor, heartbeat_seconds)
         except ConnectionError:
             return response
         finally:
@@ -99,17 +101,31 @@ def _lines(supervisor: Supervisor, positions: dict[int, int]) -> bytes:
     return b"\n".join([*lines, beat]) + b"\n"
 
 
-def _interval(supervisor: Supervisor, usual_seconds: float) -> float:
-    """Seconds until the next heartbeat: fewer once no rank has marked for as long as the usual, and perhaps hangs."""
-    return max(usual_seconds - supervisor.stands_for, usual_seconds / _STANDSTILL_BEATS)
+async def _until_due(ear: asyncio.Event, supervisor: Supervisor, usual_seconds: float) -> None:
+    """Until there is news, the usual interval is over, or no rank has marked for as long as its last step took.
+
+    Such ranks perhaps hang, which is noticed by a heartbeat that says so. Each of these tells a silence that is longer
+    by a share than the one told before: a long one soon needs no more heartbeats than the usual.
+    """
+    least = usual_seconds * _LEAST_SHARE
+    due = time.monotonic() + usual_seconds
+    told = supervisor.stands_for
+    while (left := due - time.monotonic()) > 0:
+        stands = supervisor.stands_for
+        told = min(told, stands)  # less: there were marks since
+        worth_telling = max(supervisor.step_seconds, told * _LONGER, told + least)
+        if await _is_heard(ear, min(left, max(worth_telling - stands, least))):
+            return
+        if supervisor.stands_for >= worth_telling:
+            return
 
 
-async def _wait(ear: asyncio.Event, seconds: float) -> None:
+async def _is_heard(ear: asyncio.Event, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds):
-            await ear.wait()
+            return await ear.wait()
     except TimeoutError:
-        pass
+        return False
 
 
 def _json(message: Ack | Evidence | Checked, status: int = 200) -> web.Response:

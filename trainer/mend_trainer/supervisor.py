@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 import uuid
@@ -144,6 +145,12 @@ class Supervisor:
         """Seconds since any rank made its last mark; 0 without living ranks."""
         alive = self._gang.alive if self._gang is not None else ()
         return min((rank.silent_seconds for rank in alive), default=0.0)
+
+    @property
+    def step_seconds(self) -> float:
+        """What the last step of the slowest of its living ranks took; for ever before there was one."""
+        alive = self._gang.alive if self._gang is not None else ()
+        return max((rank.step_seconds for rank in alive), default=0.0) or math.inf
 
     def heartbeat(self) -> Heartbeat:
         """A whole snapshot, as of now."""
