@@ -56,11 +56,13 @@ class SlotWord(IntEnum):
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
     REACHED = 9  # the rank: attempt and step of what it holds, in one word
     COPIED = 10  # the saver: the sequence of which the buddy has a copy, or will get none
+    DAMAGED = 11  # the saver: the sequence whose bytes are no longer those that it has digested
 
 
 # An attribute lookup on an enum costs more than what is read by it.
 _SEQUENCE: Final = int(SlotWord.SEQUENCE)
 _REACHED: Final = int(SlotWord.REACHED)
+_DAMAGED: Final = int(SlotWord.DAMAGED)
 
 
 class Words:
@@ -110,11 +112,12 @@ class Words:
 
     @property
     def reached(self) -> set[int]:
-        """Attempt and step of what this place has whole, each in one word; every heartbeat asks for it."""
+        """Attempt and step of what this place has whole and sound, each in one word; every heartbeat asks for it."""
         words, found = self._words, set()
         for first in range(_FIRST_SLOT, _FIRST_SLOT + SLOTS * _SLOT_WORDS, _SLOT_WORDS):
             sequence, reached = words[first + _SEQUENCE], words[first + _REACHED]
-            if sequence > 0 and not sequence % 2 and words[first + _SEQUENCE] == sequence:  # not overwritten meanwhile
+            is_sound = sequence > 0 and not sequence % 2 and words[first + _DAMAGED] != sequence
+            if is_sound and words[first + _SEQUENCE] == sequence:  # not overwritten meanwhile
                 found.add(reached)
         return found
 

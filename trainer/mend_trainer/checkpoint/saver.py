@@ -164,7 +164,7 @@ class Saver:
             return self._stores[uri, endpoint]
 
     def _copy_newest(self, arena: Arena) -> None:
-        snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.digests is not None]
+        snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.is_held]
         if snapshots and self._exchange is None:
             snapshots[-1].mark_copied()
         elif snapshots and self._exchange is not None:
@@ -176,7 +176,7 @@ class Saver:
         with self._lock:
             usages, settled = [store.usage for store in self._stores.values()], self._settled
         now = Holding(
-            held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
+            held=held([snapshot for snapshot in snapshots if snapshot.is_held]),
             settled=settled,
             requests=sum(usage.total for usage in usages),
             stored_bytes=sum(usage.sent_bytes for usage in usages),
