@@ -40,6 +40,8 @@ class ArenaWord(IntEnum):
     COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
     NEEDED = 2  # by the rank: bytes that the snapshots of its whole worker need
     ATTEMPT = 3  # by the agent: the attempt whose ranks run here now
+    TURNS = 4  # by the saver, in the first arena: grows with each turn of its loop, and each block that it digests
+    MOVES = 5  # by the saver, in the first arena: grows when anything of what it saves has moved
 
 
 class SlotWord(IntEnum):
@@ -160,6 +162,26 @@ class Words:
     @attempt.setter
     def attempt(self, attempt: int) -> None:
         self._words[ArenaWord.ATTEMPT] = attempt
+
+    def turn(self, *, moved: bool = False) -> None:
+        """The saver's: it lives, and something that it saves has moved, perhaps."""
+        self._words[ArenaWord.TURNS] += 1
+        self._words[ArenaWord.MOVES] += moved
+
+    @property
+    def turns(self) -> int:
+        """Grows as long as the saver lives and is not stuck."""
+        return self._words[ArenaWord.TURNS]
+
+    @property
+    def moves(self) -> int:
+        """Grows as long as anything moves of what it saves."""
+        return self._words[ArenaWord.MOVES]
+
+    @property
+    def settled(self) -> int:
+        """Grows with each save that was committed or given up."""
+        return sum(self.get(slot, SlotWord.SETTLED) for slot in range(SLOTS))
 
     @property
     def needed_bytes(self) -> int:
