@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_memory_tier import a_worker, launch, pid_of_saver
 
 from agents_real import AgentClient
 from mend.protocol import CheckpointPlan, Heartbeat
 from mend_trainer.procfs import GONE, look_at
 from mend_trainer.stillness import TURN_SECONDS
 from s3 import FaultyProxy, ministack
+from saving_worker import a_worker, launch, pid_of_saver
 from waiting import eventually
 
 PLENTY_SECONDS = 4 * TURN_SECONDS
