@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from agents_real import all_gone
 from lying_proxy import flipped
-from mend.protocol import MANIFEST_NAME, Message, Phase, checkpoint_key
+from mend.protocol import MANIFEST_NAME, Message, Phase
 from mend_trainer.checkpoint.arena import Arena
 from mortal_server import a_mortal_server
 from reached import Commit
@@ -381,27 +381,27 @@ async def _old_manifest(gang: SavingGang, plan: Plan) -> None:
 
 
 async def _flip_memory(gang: SavingGang, plan: Plan) -> None:
-    """A bit of the newest snapshot, once its digests are taken; then its rank dies, and memory is offered."""
+    """A bit of the newest snapshot, once its digests are taken; then its rank dies, and memory is offered.
+
+    Nothing is excused: if it is owed, its save has sent the byte before, or is refused.
+    """
     for rank in range(gang.world_size):
         gang.kill(gang.pid_of(rank), how=signal.SIGSTOP)
     try:
-        gang.excuse(await asyncio.to_thread(_flip_newest, gang.arena_of(plan.victim), plan.place))
+        await asyncio.to_thread(_flip_newest, gang.arena_of(plan.victim), plan.place)
     finally:
         for rank in range(gang.world_size):
             gang.kill(gang.pid_of(rank))
 
 
-def _flip_newest(path: str, place: float) -> list[str]:
-    """The folder of the save that the flipped bit may yet come into: that of a snapshot which is owed."""
+def _flip_newest(path: str, place: float) -> None:
     deadline, arena = time.monotonic() + LATEST_SECONDS, Arena.attach(path)
     while time.monotonic() < deadline:
         newest = arena.snapshots()[-1:]
         if newest and newest[0].digests is not None:
-            data, is_owed = newest[0].data, newest[0].is_owed
+            data = newest[0].data
             data[int(place * len(data))] ^= 4
-            origin = newest[0].header.origin
-            folder = checkpoint_key(origin.step, origin.attempt, newest[0].header.save_id)
-            return [folder] if is_owed else []
+            return
         time.sleep(0.02)
     raise NotPossible("no snapshot in shared memory whose digests are taken")
 

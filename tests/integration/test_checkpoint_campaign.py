@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from agents_real import all_gone
-from mend.protocol import MANIFEST_NAME
+from mend.protocol import MANIFEST_NAME, checkpoint_key
+from mend_trainer.checkpoint.arena import Arena, Snapshot
 from s3 import ministack
 from saving_faults import DURABLE, KINDS, REQUESTS_OF_A_SAVE, Ground, Plan, When, a_plan
 from saving_gang import SavingGang, a_saving_gang
 from saving_injection import Result, a_ground, inject
+from waiting import eventually
 
 SEED = 7
 STOPS = 20
@@ -124,6 +126,34 @@ async def test_what_turns_out_impossible_leaves_the_gang_training(tmp_path: Path
         gang.kill(*savers, how=signal.SIGCONT)
         assert "no snapshot" in (await injection).skipped
         await gang.saved()
+
+
+def folder_of(snapshot: Snapshot) -> str:
+    """Of its save in the store."""
+    origin = snapshot.header.origin
+    return checkpoint_key(origin.step, origin.attempt, snapshot.header.save_id)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+async def test_what_is_uploaded_is_what_was_digested(shape: tuple[int, int], tmp_path: Path) -> None:
+    """A bit that flips in a snapshot while its upload is held up is in no checkpoint; saving and restoring go on."""
+    plan = a_plan(KINDS["flip-memory"], 0, Ground.MINISTACK, *shape, random.Random(SEED))
+    async with a_ground(tmp_path, plan) as gang:
+        folders = []
+        for rank in range(gang.world_size):
+            release = gang.proxy.stall(times=1, method="PUT", part=(part := f"__{rank}_0.distcp"))
+            before = len(gang.proxy.requests)
+            path = await eventually(lambda: next((p for _, p in gang.proxy.requests[before:] if part in p), ""))  # noqa: B023
+            folders.append("/".join(path.split("/")[-3:-1]))
+            owed = {folder_of(each): each for each in Arena.attach(gang.arena_of(rank)).snapshots()}[folders[-1]]
+            owed.data[int(plan.place * len(owed.data))] ^= 4
+            release.set()
+            await gang.saved(2)
+        committed = {each.folder for each in gang.commits()}
+        assert committed.isdisjoint(folders)
+        assert gang.wrong_in_store() == []
+        assert not (await inject(gang, replace(plan, in_memory=True))).broken
+        assert gang.broken_promises() == []
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1)])

@@ -8,36 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
-
-from agents_real import AgentClient, a_launch, an_agent, has_exit, warm
+from agents_real import AgentClient, has_exit
 from memory_cgroup import limited_memory
 from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Held, Points, Stop
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.procfs import GONE, look_at
-
-_LOOP = Path(__file__).parents[1] / "programs" / "loop.py"
-
-
-@asynccontextmanager
-async def a_worker(folder: Path, **env: str) -> AsyncIterator[AgentClient]:
-    """A warm agent whose two ranks run a plain loop under a session."""
-    settings = {"GLOO_SOCKET_IFNAME": "lo", "STEP_SECONDS": "0.01", "FAULTS": str(folder), **env}
-    async with an_agent(["python", str(_LOOP)], folder, ranks=2, env=settings) as client:
-        await warm(client)
-        yield client
-
-
-async def launch(client: AgentClient, attempt: int, plan: CheckpointPlan, *restore: CheckpointRef) -> None:
-    """Begin an attempt from these candidates."""
-    order = a_launch(attempt, client)
-    status, answer = await client.order(msgspec.structs.replace(order, checkpoint=plan, restore=restore, run_uid="uid"))
-    assert status == 200, answer
+from saving_worker import a_worker, launch, pid_of_saver
 
 
 def whole(beat: Heartbeat, step: int = 0) -> Held | None:
@@ -63,18 +42,6 @@ def losses(client: AgentClient) -> dict[int, set[float | None]]:
 def pid_of(beat: Heartbeat, rank: int) -> int:
     """Process of a rank."""
     return next(each.pid for each in beat.ranks if each.rank == rank)
-
-
-def pid_of_saver(agent: int) -> int | None:
-    """The saver among the children of this agent."""
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            said = status.read_text()
-        except OSError:
-            continue
-        if said.startswith("Name:\tmend-saver\n") and f"PPid:\t{agent}\n" in said:
-            return int(status.parent.name)
-    return None
 
 
 async def test_a_killed_rank_goes_on_from_memory_without_the_store(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Keeper:
     def __init__(self, uri: str, endpoint: str | None = None) -> None:
         self.reports: list[Report] = []
         self.saver: OwnSaver | None = None
+        self.arena: Arena
         self.checkpointer = Checkpointer(
             CheckpointPlan(uri=uri, endpoint=endpoint),
             run="team/clio",
@@ -66,7 +67,7 @@ class Keeper:
         )
 
     def _own(self, arena: Arena) -> SaverLink:
-        self.saver = OwnSaver(arena)
+        self.arena, self.saver = arena, OwnSaver(arena)
         return self.saver
 
     @property
@@ -129,6 +130,41 @@ def test_a_saver_killed_while_it_uploads_is_followed_by_one_that_finishes(proxy:
     assert restored(keeper, report.checkpoint) == 1
     names = [entry.key for entry in open_store(uri, proxy.server.endpoint).list("step-")]
     assert len({name.split("/")[1] for name in names}) == 1, "the same save, under the same name"
+
+
+def test_what_changes_in_memory_between_digest_and_upload_is_not_committed(proxy: FaultyProxy) -> None:
+    """A bit that flips while the store holds the upload up is sent, and found: no checkpoint, and the next save is one.
+
+    Who restores from memory meanwhile is not offered it either.
+    """
+    uri = f"s3://{proxy.server.bucket}/flipped-memory"
+    keeper = Keeper(uri, proxy.server.endpoint)
+    release = proxy.stall(times=1, method="PUT", part=SHARD)
+    assert keeper.save(1)
+    until(lambda: sent(proxy), "the upload has begun")
+    (flipped,) = keeper.arena.snapshots()
+    assert flipped.is_held
+    flipped.raw(0)[100] ^= 4
+    release.set()
+    assert not keeper.checkpointer.wait(_SECONDS)
+    (failed,) = keeper.reports
+    assert isinstance(failed, SaveFailed)
+    assert "rank 0: model.w at [0] (bytes " in failed.error
+    assert "ECC" in failed.error
+    assert sent(proxy) > 1, "the wrong byte has been with the store"
+    assert list(open_store(uri, proxy.server.endpoint).list("")) == []
+    assert flipped.is_whole
+    assert not flipped.is_held
+    assert keeper.save(2)
+    assert keeper.checkpointer.wait(_SECONDS)
+    last = keeper.reports[-1]
+    assert isinstance(last, Committed)
+    assert restored(keeper, last.checkpoint) == 2
+
+
+def sent(proxy: FaultyProxy) -> int:
+    """How often a shard was uploaded."""
+    return sum(method == "PUT" and path.endswith(SHARD) for method, path in proxy.requests)
 
 
 def test_training_goes_on_while_the_saver_is_stopped(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from mend_trainer.arenas import Arenas
 from mend_trainer.checkpoint.arena import Arena, Draft, Header, Origin, Snapshot
 from mend_trainer.checkpoint.layout import Block, blocks_of, local_tensors
-from mend_trainer.slots import arena_path
+from mend_trainer.checkpoint.sources import sheet_of
+from mend_trainer.slots import arena_path, packed
 
 
 def a_state(seed: int) -> dict[str, torch.Tensor]:
@@ -120,6 +121,26 @@ def test_what_is_said_of_a_snapshot_goes_with_it() -> None:
     assert after is not None
     assert (after.digests, after.outcome) == (None, None)
     assert [snapshot.outcome for snapshot in arena.snapshots()] == [b"done", None]
+
+
+def test_a_damaged_snapshot_is_offered_to_nobody() -> None:
+    """It has its digests still, and is not held, has no sheet, is not told of, and nobody waits for its copy."""
+    arena = Arena.create("a")
+    for step in (1, 2):
+        snapshot = take(arena, step, owed=False)
+        assert snapshot is not None
+        snapshot.add_digests(["x"] * len(snapshot.header.blocks))
+    assert arena.words.is_being_copied
+    snapshot.condemn()
+    assert (snapshot.digests is not None, snapshot.is_whole, snapshot.is_held) == (True, True, False)
+    assert [each.header.origin.step for each in arena.snapshots() if sheet_of(each)] == [1]
+    assert arena.words.reached == {packed(1, 1)}
+    assert not arena.words.is_being_copied
+    after = take(arena, 3, owed=False)
+    again = take(arena, 4, owed=False)  # into the slot of the damaged one
+    assert after is not None
+    assert again is not None
+    assert not again.is_damaged
 
 
 def test_a_header_with_a_flipped_bit_is_none() -> None:

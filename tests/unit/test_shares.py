@@ -14,10 +14,14 @@ from mend.manifest import decode_manifest, encode_manifest
 from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, Committed, SaveFailed, share_name
 from mend.store import Data, Unreachable
 from mend.store.files import FileStore
+from mend.verify import verify
 from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.layout import blocks_of, local_tensors
+from mend_trainer.checkpoint.saver import Saver
 from mend_trainer.checkpoint.saving import Outcome, Saving
 from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, digest_all, encode_share
+from mend_trainer.savers import Came, Holding, Said
+from waiting import wait_until
 
 WORLD = 2
 
@@ -114,6 +118,12 @@ def together(*savings: Saving) -> list[Outcome]:
 def names(store: FileStore) -> list[str]:
     """What lies in the folder of the save."""
     return [entry.key.rpartition("/")[2] for entry in store.list("step-")]
+
+
+def folder_of(store: FileStore) -> str:
+    """Of the only save in it."""
+    (folder,) = {entry.key.rpartition("/")[0] for entry in store.list("step-")}
+    return folder
 
 
 def dies_at(what: str, part: str) -> Callable[[str, str], None]:
@@ -230,6 +240,78 @@ def test_one_error_fails_all_and_leaves_nothing(failing: int, tmp_path: Path) ->
     assert isinstance(outcomes[0], SaveFailed)
     assert f"rank {failing}: OSError" in outcomes[0].error
     assert names(stores[0]) == []
+
+
+def flip(snapshot: Snapshot) -> None:
+    """One bit of its first block, as bad memory does it."""
+    snapshot.raw(0)[17] ^= 4
+
+
+class Flips(Watched):
+    """A folder beside which one bit of a snapshot flips: `before` an object of that name is written, or after."""
+
+    def __init__(self, root: Path, snapshot: Snapshot, part: str, *, before: bool) -> None:
+        super().__init__(root)
+        self._snapshot, self._part, self._flips_before = snapshot, part, before
+
+    def put(self, key: str, data: Data) -> str:
+        """As the real one, and the bit."""
+        is_it = self._part in key
+        if is_it and self._flips_before:
+            flip(self._snapshot)
+        etag = super().put(key, data)
+        if is_it and not self._flips_before:
+            flip(self._snapshot)
+        return etag
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("damaged", range(WORLD))
+def test_what_was_not_digested_is_never_committed(damaged: int, before: bool, tmp_path: Path) -> None:
+    """A bit that flips in memory after its digest, before or while its bytes are sent, fails the save of all ranks."""
+    snapshots = [a_snapshot(rank) for rank in range(WORLD)]
+    stores = [
+        Flips(tmp_path, each, ".distcp", before=before) if each.header.rank == damaged else Watched(tmp_path)
+        for each in snapshots
+    ]
+    for each in snapshots:
+        each.add_digests(digest_all(each))
+    outcomes = together(*(a_saving(store, each) for store, each in zip(stores, snapshots, strict=True)))
+    assert [type(outcome) for outcome in outcomes] == [SaveFailed, SaveFailed]
+    assert isinstance(outcomes[0], SaveFailed)
+    for told in (f"rank {damaged}: model.w{damaged} at [0] (bytes", f"of __{damaged}_0.distcp)", "ECC"):
+        assert told in outcomes[0].error
+    assert names(stores[0]) == [], "nor does it leave anything behind"
+    assert [each.is_held for each in snapshots] == [rank != damaged for rank in range(WORLD)]
+
+
+def test_a_bit_that_flips_once_what_was_sent_is_proven_changes_nothing(tmp_path: Path) -> None:
+    """The proof comes between the last byte and the share: afterwards the checkpoint needs no memory any more."""
+    snapshots = [a_snapshot(rank) for rank in range(WORLD)]
+    store = Flips(tmp_path, snapshots[1], share_name(1), before=True)
+    outcomes = together(a_saving(Watched(tmp_path), snapshots[0]), a_saving(store, snapshots[1]))
+    assert [type(outcome) for outcome in outcomes] == [Committed, Committed]
+    assert not verify(store, folder_of(store)).is_damaged
+
+
+def test_a_saver_that_dies_having_found_damage_is_followed_by_one_that_finds_it_too(tmp_path: Path) -> None:
+    """The word that a snapshot is damaged does not leave it owed for ever."""
+    snapshot = a_snapshot(0, world=1)
+    snapshot.add_digests(digest_all(snapshot))
+    first, digests = a_saving(Watched(tmp_path, dies_at("put", ".distcp")), snapshot), snapshot.digests
+    with pytest.raises(Died):
+        first.run()
+    flip(snapshot)
+    snapshot.condemn()
+    assert digests == snapshot.digests
+    said: list[Said] = []
+    saver = Saver([snapshot.arena], said.append, lambda uri, endpoint: Watched(tmp_path))
+    saver.look()
+    wait_until(lambda: not snapshot.is_owed, "settled")
+    saver.look()
+    (failed,) = [each.outcome for each in said if isinstance(each, Came)]
+    assert isinstance(failed, SaveFailed)
+    assert [each.held for each in said if isinstance(each, Holding)] == [(), ()], "nobody is offered it"
 
 
 class Deaf(Watched):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mend.protocol import ENV_ARENA, ENV_ARENAS
 from mend_trainer.flushing import to_flush
 from mend_trainer.slots import Words, arena_path, create_arena, packed, unpacked
+from mend_trainer.stillness import Signs
 
 
 class Arenas:
@@ -58,6 +59,17 @@ class Arenas:
     def are_in_debt(self) -> bool:
         """Whether the store is still to get anything."""
         return any(words.is_in_debt for words in self.words)
+
+    @property
+    def signs(self) -> Signs:
+        """What can be seen here of the saver."""
+        first = self.words[:1]
+        return Signs(
+            turns=sum(words.turns for words in first),
+            moves=sum(words.moves for words in first),
+            settled=sum(words.settled for words in self.words),
+            is_in_debt=self.are_in_debt,
+        )
 
     def flush(self, places: int) -> bool:
         """Have the newest step saved that so many ranks of this worker have whole, if nothing newer is committed.

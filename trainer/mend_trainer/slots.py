@@ -40,6 +40,8 @@ class ArenaWord(IntEnum):
     COMMITTED = 1  # by the saver: attempt and step of the newest checkpoint that came of this arena, in one word
     NEEDED = 2  # by the rank: bytes that the snapshots of its whole worker need
     ATTEMPT = 3  # by the agent: the attempt whose ranks run here now
+    TURNS = 4  # by the saver, in the first arena: grows with each turn of its loop, and each block that it digests
+    MOVES = 5  # by the saver, in the first arena: grows when anything of what it saves has moved
 
 
 class SlotWord(IntEnum):
@@ -56,11 +58,13 @@ class SlotWord(IntEnum):
     OUTCOME_BYTES = 8  # the saver: of what came of the sequence that is settled
     REACHED = 9  # the rank: attempt and step of what it holds, in one word
     COPIED = 10  # the saver: the sequence of which the buddy has a copy, or will get none
+    DAMAGED = 11  # the saver: the sequence whose bytes are no longer those that it has digested
 
 
 # An attribute lookup on an enum costs more than what is read by it.
 _SEQUENCE: Final = int(SlotWord.SEQUENCE)
 _REACHED: Final = int(SlotWord.REACHED)
+_DAMAGED: Final = int(SlotWord.DAMAGED)
 
 
 class Words:
@@ -110,11 +114,12 @@ class Words:
 
     @property
     def reached(self) -> set[int]:
-        """Attempt and step of what this place has whole, each in one word; every heartbeat asks for it."""
+        """Attempt and step of what this place has whole and sound, each in one word; every heartbeat asks for it."""
         words, found = self._words, set()
         for first in range(_FIRST_SLOT, _FIRST_SLOT + SLOTS * _SLOT_WORDS, _SLOT_WORDS):
             sequence, reached = words[first + _SEQUENCE], words[first + _REACHED]
-            if sequence > 0 and not sequence % 2 and words[first + _SEQUENCE] == sequence:  # not overwritten meanwhile
+            is_sound = sequence > 0 and not sequence % 2 and words[first + _DAMAGED] != sequence
+            if is_sound and words[first + _SEQUENCE] == sequence:  # not overwritten meanwhile
                 found.add(reached)
         return found
 
@@ -157,6 +162,26 @@ class Words:
     @attempt.setter
     def attempt(self, attempt: int) -> None:
         self._words[ArenaWord.ATTEMPT] = attempt
+
+    def turn(self, *, moved: bool = False) -> None:
+        """The saver's: it lives, and something that it saves has moved, perhaps."""
+        self._words[ArenaWord.TURNS] += 1
+        self._words[ArenaWord.MOVES] += moved
+
+    @property
+    def turns(self) -> int:
+        """Grows as long as the saver lives and is not stuck."""
+        return self._words[ArenaWord.TURNS]
+
+    @property
+    def moves(self) -> int:
+        """Grows as long as anything moves of what it saves."""
+        return self._words[ArenaWord.MOVES]
+
+    @property
+    def settled(self) -> int:
+        """Grows with each save that was committed or given up."""
+        return sum(self.get(slot, SlotWord.SETTLED) for slot in range(SLOTS))
 
     @property
     def needed_bytes(self) -> int:

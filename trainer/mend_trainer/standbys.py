@@ -20,8 +20,10 @@ from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 from mend_trainer.logs import Output, RankLog
 from mend_trainer.pipes import Pipes
+from mend_trainer.procfs import look_at
 from mend_trainer.rank import Post
 from mend_trainer.savers import MESSAGE_BYTES, Guide, Said, decode_said
+from mend_trainer.stillness import Stillness
 from mend_trainer.warm import Birth, Nursery, decode_hello, decode_imported
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 _MESSAGE_BYTES: Final = 1 << 16
 _REFILL_AFTER_SECONDS: Final = 1.0  # forks would compete with the ranks that are just starting
 _RESTART_SECONDS: Final = (0.5, 30.0)  # first and longest pause before the zygote is started again
+_LOOK_SECONDS: Final = 1.0  # between two looks at the saver: a few words of memory
 
 
 class Standby:
@@ -83,6 +86,8 @@ class Standbys:
         self._listener = listener  # the saver's; ours too, so that its place outlives it
         self._saver_is_asked_for = False
         self._saver_pause = _RESTART_SECONDS[0]
+        self._stillness = Stillness()  # the saver's
+        self._looked_at = loop.time()
         self._guide = Guide()
         self._imported = False
         self._restarts = 0
@@ -90,6 +95,7 @@ class Standbys:
         self._news = asyncio.Event()
         self._closed = False
         self._start()
+        self._look_at_saver()
 
     @property
     def saver_port(self) -> int:
@@ -299,6 +305,28 @@ class Standbys:
         self._saver_pause = _RESTART_SECONDS[0]
         self._on_said(decode_said(message))
 
+    def _look_at_saver(self) -> None:
+        """Now and then: whether it hangs. Words in memory tell, so that what hangs need not answer."""
+        if self._closed:
+            return
+        now, before = self._loop.time(), self._looked_at
+        self._looked_at = now
+        if self._saver is not None:
+            self._stillness = self._stillness.seen(self._arenas.signs, now - before)
+            if why := self._stillness.why_it_hangs:
+                self._replace_saver(self._saver, why)
+        self._loop.call_later(_LOOK_SECONDS, self._look_at_saver)
+
+    def _replace_saver(self, saver: Standby, why: str) -> None:
+        """Kill it, and wait for nothing: what is stuck in the kernel dies once it leaves it, and does nothing more."""
+        found = look_at(saver.pid)
+        where = f" in {found.kernel_function}" if found.kernel_function else ""
+        log.warning("the saver hangs: %s; process %d, state %s%s, is killed", why, saver.pid, found.state, where)
+        self._stillness = self._stillness.of_another(hung=True)
+        saver.on_end = _is_done_with
+        kill_group(saver.pid)
+        self._saver_ended(saver, Ending(signal=signal.SIGKILL))
+
     def _saver_ended(self, saver: Standby, ending: Ending) -> None:
         if saver.channel.fileno() >= 0:
             self._loop.remove_reader(saver.channel)
@@ -306,6 +334,7 @@ class Standbys:
         self._saver, self._saver_is_asked_for = None, False
         if self._closed:
             return
+        self._stillness = self._stillness.of_another(hung=False)
         log.warning("the saver ended (%s); again in %.1fs", ending, self._saver_pause)
         self._loop.call_later(self._saver_pause, self._ask_for_saver)
         self._saver_pause = min(2 * self._saver_pause, _RESTART_SECONDS[1])
@@ -314,6 +343,10 @@ class Standbys:
         self._news.set()
         self._news = asyncio.Event()
         self._changed()
+
+
+def _is_done_with(child: Standby, ending: Ending) -> None:
+    """Another has taken its place already."""
 
 
 def _receive(channel: socket.socket) -> bytes:

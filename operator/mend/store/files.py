@@ -105,7 +105,7 @@ class FileStore:
         with self._translated(key, missing_is_transient=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                etag = _write_synced(unfinished, data)
+                etag = _write_synced(unfinished, data, self._meter.hand)
                 settle(unfinished, path)
             finally:
                 unfinished.unlink(missing_ok=True)
@@ -194,11 +194,13 @@ def _entry(key: str, facts: os.stat_result) -> Entry:
     return Entry(key=key, bytes=facts.st_size, etag=etag, modified_unix_seconds=facts.st_mtime)
 
 
-def _write_synced(path: Path, data: Data) -> str:
+def _write_synced(path: Path, data: Data, hand: Callable[[int], None]) -> str:
     with path.open("xb", buffering=0) as file:
         for view in pieces(data):
             while view.nbytes:
-                view = view[file.write(view[:_MAX_CALL_BYTES]) :]
+                written = file.write(view[:_MAX_CALL_BYTES])
+                hand(written)
+                view = view[written:]
         os.fsync(file.fileno())
         return _entry("", os.fstat(file.fileno())).etag
 

@@ -156,7 +156,7 @@ class S3Store:
             return self._ask(
                 "put",
                 self._where(key),
-                lambda: ask(**self._address(key), Body=Body(views), **checksum, **conditions),
+                lambda: ask(**self._address(key), Body=Body(views, self._ask.meter.hand), **checksum, **conditions),
                 sent=size(views),
             )
 

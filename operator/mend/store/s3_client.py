@@ -103,4 +103,4 @@ def _drop_expect(request: Any, **_: Any) -> None:
 def _send_slices(request: Any, **_: Any) -> None:
     """The content as it lies, not in a file's small blocks; its length is in the headers already."""
     if isinstance(request.body, Body):
-        request.body = request.body.slices
+        request.body = request.body.handed_over()

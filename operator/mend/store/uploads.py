@@ -123,7 +123,8 @@ class Uploads:
             if number in there and is_same(there[number], run, checksum.field, str(mark[checksum.field])):
                 return {**mark, "ETag": there[number]["ETag"]}
             ask = self._client.upload_part
-            answer = self._ask("put", self._where(key), lambda: ask(**upload, **mark, Body=Body(run)), sent=size(run))
+            address, hand = self._where(key), self._ask.meter.hand
+            answer = self._ask("put", address, lambda: ask(**upload, **mark, Body=Body(run, hand)), sent=size(run))
             return {**mark, "ETag": answer["ETag"]}
 
         try:

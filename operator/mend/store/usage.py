@@ -18,6 +18,7 @@ class Usage:
     requests: Mapping[Kind, int] = field(default_factory=dict)
     again: int = 0  # of the requests: those asked again after a transient error
     sent_bytes: int = 0
+    handed_bytes: int = 0  # to the network or the disk so far, counted while it goes on; what is sent again, again
     received_bytes: int = 0
     waited_seconds: float = 0.0  # for the budget of requests, all threads together
 
@@ -35,6 +36,7 @@ class Meter:
         self._requests: Counter[Kind] = Counter()
         self._again = 0
         self._sent_bytes = 0
+        self._handed_bytes = 0
         self._received_bytes = 0
         self._waited_seconds = 0.0
 
@@ -49,6 +51,11 @@ class Meter:
             self._received_bytes += received
             self._waited_seconds += waited_seconds
 
+    def hand(self, count: int) -> None:
+        """So many bytes more have left."""
+        with self._lock:
+            self._handed_bytes += count
+
     def read(self) -> Usage:
         """All that was counted, at one moment."""
         with self._lock:
@@ -56,6 +63,7 @@ class Meter:
                 requests=dict(self._requests),
                 again=self._again,
                 sent_bytes=self._sent_bytes,
+                handed_bytes=self._handed_bytes,
                 received_bytes=self._received_bytes,
                 waited_seconds=self._waited_seconds,
             )

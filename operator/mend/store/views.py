@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 MAX_PARTS: Final = 10_000
@@ -43,7 +43,9 @@ class Body:
     a crowded network within it.
     """
 
-    def __init__(self, views: Sequence[memoryview]) -> None:
+    def __init__(self, views: Sequence[memoryview], hand: Callable[[int], None] = lambda count: None) -> None:
+        """`hand` is told of the bytes of each slice that was taken over."""
+        self._hand = hand
         self.slices = [view[at : at + SLICE_BYTES] for view in views for at in range(0, view.nbytes, SLICE_BYTES)]
         self._bytes = sum(each.nbytes for each in self.slices)
         self._at = 0
@@ -52,6 +54,12 @@ class Body:
 
     def __len__(self) -> int:
         return self._bytes
+
+    def handed_over(self) -> Iterator[memoryview]:
+        """The slices, for whoever sends them; each is told of once the next one is wanted."""
+        for each in self.slices:
+            yield each
+            self._hand(each.nbytes)
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes; none at the end."""

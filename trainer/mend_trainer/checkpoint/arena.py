@@ -131,6 +131,21 @@ class Snapshot:
         self.arena.words.put(self.slot, SlotWord.DIGESTS_BYTES, len(said))
         self.arena.words.put(self.slot, SlotWord.DIGESTED, self.sequence)
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether its bytes were found to be others than those that were digested."""
+        return self.arena.words.get(self.slot, SlotWord.DAMAGED) == self.sequence
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it may be offered to be restored from: it has digests, and was not found damaged since."""
+        return self.digests is not None and not self.is_damaged
+
+    def condemn(self) -> None:
+        """The saver's: nobody is to use it any more, nor to wait for its copy."""
+        self.arena.words.put(self.slot, SlotWord.DAMAGED, self.sequence)
+        self.mark_copied()
+
     def settle(self, outcome: bytes) -> None:
         """The saver's: nothing is owed of this snapshot any more, and this is what came of it."""
         outcome = outcome[:REGION_SPAN]

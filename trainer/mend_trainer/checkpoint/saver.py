@@ -58,10 +58,12 @@ class Saver:
         self._reading_back: threading.Thread | None = None
         self._lock = threading.Lock()
         self._settled = 0  # snapshots
+        self._moved: tuple[int, ...] = ()  # what of saving was seen to move, when last looked at
         self._told = Holding()
 
     def look(self) -> None:
         """Digest what is new, begin to save what is owed."""
+        self._show_life()
         for number, arena in enumerate(self._arenas):
             for snapshot in arena.snapshots():
                 digests = snapshot.digests or self._digest(snapshot)
@@ -82,7 +84,7 @@ class Saver:
         return any(thread.is_alive() for thread in self._saving.values())
 
     def _digest(self, snapshot: Snapshot) -> tuple[str, ...] | None:
-        digests = tuple(digest_all(snapshot))
+        digests = tuple(digest_all(snapshot, self._arenas[0].words.turn))
         if not snapshot.is_whole:
             return None
         snapshot.add_digests(digests)
@@ -164,11 +166,20 @@ class Saver:
             return self._stores[uri, endpoint]
 
     def _copy_newest(self, arena: Arena) -> None:
-        snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.digests is not None]
+        snapshots = [snapshot for snapshot in arena.snapshots() if snapshot.is_held]
         if snapshots and self._exchange is None:
             snapshots[-1].mark_copied()
         elif snapshots and self._exchange is not None:
             self._exchange.offer(snapshots[-1])
+
+    def _show_life(self) -> None:
+        """To the agent, which looks at the first arena: by this thread alone, as each word has one writer."""
+        with self._lock:
+            usages, moved = [store.usage for store in self._stores.values()], (self._settled,)
+        now = (*moved, *(each for usage in usages for each in (usage.total, usage.handed_bytes)))
+        if self._arenas:
+            self._arenas[0].words.turn(moved=now != self._moved)
+        self._moved = now
 
     def _say_what_is_held(self) -> None:
         snapshots = [each for arena in self._arenas for each in arena.snapshots()]
@@ -176,7 +187,7 @@ class Saver:
         with self._lock:
             usages, settled = [store.usage for store in self._stores.values()], self._settled
         now = Holding(
-            held=held([snapshot for snapshot in snapshots if snapshot.digests is not None]),
+            held=held([snapshot for snapshot in snapshots if snapshot.is_held]),
             settled=settled,
             requests=sum(usage.total for usage in usages),
             stored_bytes=sum(usage.sent_bytes for usage in usages),

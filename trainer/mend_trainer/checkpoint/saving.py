@@ -30,7 +30,14 @@ from mend.store.parallel import each
 from mend_trainer.checkpoint.arena import Origin, Snapshot
 from mend_trainer.checkpoint.commit import commit
 from mend_trainer.checkpoint.signing import key_of
-from mend_trainer.checkpoint.writer import Share, UnreadableShare, decode_share, encode_share, write_blocks
+from mend_trainer.checkpoint.writer import (
+    Share,
+    UnreadableShare,
+    decode_share,
+    encode_share,
+    what_changed,
+    write_blocks,
+)
 
 _LOOK_SECONDS: Final = (0.05, 2.0)  # first and longest pause between two listings
 _OTHERS_SECONDS: Final = 0.5  # the first pause of those who leave the commit to rank 0
@@ -107,9 +114,7 @@ class Saving:
     def _contribute(self) -> None:
         """Upload, and put the share; tried again, the very same one: an answer may be lost after it was written."""
         if self._own is None:
-            own = self._upload()
-            if not self._snapshot.is_whole:
-                own = Share(error="its snapshot was replaced while it was uploaded")
+            own = self._proven(self._upload())
             self._own = msgspec.structs.replace(own, origin=self._origin())
         if self._world > 1:
             place = self._key(share_name(self._rank))
@@ -128,6 +133,18 @@ class Saving:
             return Share(error=f"{type(error).__name__}: {error}")
         except _FAILURES as error:
             return Share(error=f"{type(error).__name__}: {error}")
+
+    def _proven(self, own: Share) -> Share:
+        """The share, or why it does not count: after the last byte was sent, memory holds what was digested.
+
+        Afterwards, so that nothing lies between the check and the sending: a bit that has flipped stays so.
+        """
+        problem = what_changed(self._snapshot, own)
+        if not self._snapshot.is_whole:
+            problem = "its snapshot was replaced while it was uploaded"
+        elif problem:
+            self._snapshot.condemn()
+        return msgspec.structs.replace(own, written=(), error=problem) if problem else own
 
     def _origin(self) -> Origin:
         origin = self._snapshot.header.origin

@@ -46,6 +46,6 @@ def data_name(rank: int) -> str:
 
 
 def sheet_of(snapshot: Snapshot) -> Sheet | None:
-    """None while its digests are not taken yet, or if it has been replaced."""
-    digests = snapshot.digests
+    """None while its digests are not taken yet, or if it was found damaged or has been replaced."""
+    digests = snapshot.digests if snapshot.is_held else None
     return Sheet(header=snapshot.header, digests=digests) if digests is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import msgspec
@@ -122,9 +122,30 @@ def write_blocks(store: Store, folder: str, snapshot: Snapshot, digests: Sequenc
     return Share(key=key, bytes=position, frame_digest=framing.hexdigest(), written=tuple(written))
 
 
-def digest_all(snapshot: Snapshot) -> list[str]:
-    """The digests of all blocks, taken from the copy before anything else touches it."""
-    return [digest_of(snapshot.raw(index)) for index in range(len(snapshot.header.blocks))]
+def what_changed(snapshot: Snapshot, share: Share) -> str:
+    """What is wrong if the snapshot no longer holds the bytes of which its share tells; "" if it does."""
+    written = enumerate(share.written)
+    changed = [each for index, each in written if digest_of(snapshot.raw(index)) != each.chunk.digest]
+    if not changed:
+        return ""
+    first, more = changed[0], len(changed) - 1
+    begin, end = first.chunk.start_byte, first.chunk.start_byte + first.chunk.length_bytes
+    return (
+        f"{first.name} at {list(first.chunk.offsets)} (bytes {begin} to {end} of {share.key})"
+        + f" and {more} more of {len(share.written)} blocks" * (more > 0)
+        + ": shared memory no longer holds what was digested after the copy, so this save is given up; the next one "
+        "copies anew. If it comes again, the memory of this worker's machine is failing: look for ECC errors in its "
+        "kernel's log, and keep the run off it (kubectl cordon)"
+    )
+
+
+def digest_all(snapshot: Snapshot, mark: Callable[[], None] = lambda: None) -> list[str]:
+    """The digests of all blocks, taken from the copy before anything else touches it; `mark` is called after each."""
+    digests: list[str] = []
+    for index in range(len(snapshot.header.blocks)):
+        digests.append(digest_of(snapshot.raw(index)))
+        mark()
+    return digests
 
 
 def digest_of(raw: memoryview) -> str:
