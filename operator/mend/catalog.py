@@ -11,10 +11,7 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
-from mend.model import StoredCheckpoint, StoredSave, StoreView
-from mend.ownership import Owner, claim
-from mend.protocol import (
+from mend.keys import (
     ANNOUNCEMENTS_FOLDER,
     INCIDENTS_FOLDER,
     MANIFEST_NAME,
@@ -22,11 +19,14 @@ from mend.protocol import (
     QUARANTINE_NAME,
     SAVE_FOLDER,
     VERIFIED_NAME,
-    CheckpointRef,
     announced_folder,
     announcement_key,
 )
+from mend.listing import StoredCheckpoint, StoredSave, StoreView
+from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
+from mend.ownership import Owner, claim
 from mend.restore import LEFTOVER_SECONDS, swept
+from mend.states import CheckpointRef
 from mend.store import AlreadyExists, Entry, Forbidden, NotFound, Store, StoreError, Unfinished, WrongAnswer
 from mend.store.parallel import each
 

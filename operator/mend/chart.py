@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mend.incidents import IncidentRecord
 from mend.journal import CurvePoint
-from mend.model import IncidentRecord
 
 # Okabe and Ito's palette, which people with colour-blind eyes can tell apart; black is kept for marks.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")

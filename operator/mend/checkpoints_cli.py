@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from mend.ancestry import chain_doubts, gone_ancestors, is_stale
 from mend.catalog import Catalog
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import MANIFEST_NAME, PINNED_NAME
+from mend.listing import StoredCheckpoint
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest, encode_manifest
-from mend.model import StoredCheckpoint
-from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, PINNED_NAME
 from mend.restore import is_on_lineage, on_lineage
 from mend.store import Forbidden, NotFound
 from mend.verify import Verification, leave_note, verify

@@ -10,7 +10,11 @@ import re
 from msgspec.structs import replace
 
 from mend import culprit
-from mend.model import FailureClass, Incident, IncidentKind, Observation, RunPhase, Verdict
+from mend.evidence import Evidence, RankEvidence
+from mend.exitcodes import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode
+from mend.heartbeats import Phase, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
+from mend.observation import Observation
 from mend.presence import (
     gone,
     has_finished,
@@ -23,9 +27,9 @@ from mend.presence import (
     suspects,
     workers_of,
 )
-from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
 from mend.shortage import shortage
 from mend.spec import FirstTier, Limits, Spec
+from mend.status import RunPhase
 from mend.watchdog import pause_in_force, until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from mend.model import Evaluation, StepTimes
-from mend.protocol import AgentState, Heartbeat, Phase, Point, RankReport
+from mend.heartbeats import AgentState, Heartbeat, Phase, Point, RankReport
+from mend.learnt import StepTimes
+from mend.status import Evaluation
 from mend.watchdog import ENOUGH_STEPS
 
 SAMPLES: Final = 64

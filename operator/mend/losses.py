@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Final
 
-from mend.model import LossStanding
-from mend.protocol import Point
+from mend.heartbeats import Point
+from mend.learnt import LossStanding
 from mend.spec import LossSpike
 
 CURVE: Final = "loss"

@@ -16,10 +16,13 @@ from typing import Literal
 from msgspec.structs import replace
 
 from mend import machines, strikes
-from mend.model import MAX_STRIKES, Decision, EmitEvent, NodeCheck, Observation, RunStatus, SendCheck
-from mend.protocol import WAY_FIGURE, Checked, agent_url
+from mend.actions import Decision, EmitEvent, SendCheck
+from mend.observation import Observation
+from mend.orders import WAY_FIGURE, Checked
+from mend.protocol import agent_url
 from mend.seats import seats
 from mend.spec import Spec
+from mend.status import MAX_STRIKES, NodeCheck, RunStatus
 from mend.transitions import with_actions
 
 CHECK_SECONDS = 20.0  # at the most; measuring takes 3 of them, importing torch the rest where a machine is slow

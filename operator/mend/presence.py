@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from math import inf
 
 from mend import culprit
-from mend.model import (
-    AgentView,
-    FailureClass,
-    Incident,
-    IncidentKind,
-    Observation,
-    PodPhase,
-    RunStatus,
-    Verdict,
-    WorkerPod,
-)
-from mend.protocol import FATAL_EXIT_CODES, ExitCode, Phase, RankReport
+from mend.exitcodes import FATAL_EXIT_CODES, ExitCode
+from mend.heartbeats import Phase, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
 from mend.spec import Spec
+from mend.status import RunStatus
 from mend.watchdog import until_bounds
 
 SUSPECT_HEARTBEATS = 3

@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mend.model import Origin, RunStatus, Score, StoredCheckpoint, StoredSave
-from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
+from mend.incidents import Origin
+from mend.listing import StoredCheckpoint, StoredSave
 from mend.spec import Checkpointing, KeepBest
+from mend.states import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
+from mend.status import RunStatus, Score
 
 MAX_CANDIDATES = 5  # of those in the store
 MAX_IN_MEMORY = 2  # as many as a rank has slots

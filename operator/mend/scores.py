@@ -12,9 +12,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mend.model import Evaluation, Observation, RunStatus, Score, StoredCheckpoint
+from mend.listing import StoredCheckpoint
+from mend.observation import Observation
 from mend.restore import best_first, on_lineage
 from mend.spec import Checkpointing
+from mend.status import Evaluation, RunStatus, Score
 
 NEWEST: Final = 8  # evaluations that outlive their attempt: it may have saved with its last breath
 RESERVE: Final = 2  # times as many scores as are wanted: the best may be quarantined

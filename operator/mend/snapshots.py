@@ -10,11 +10,15 @@ from msgspec.structs import replace
 from mend.buddies import Location, buddies
 from mend.conditions import with_condition, without_condition
 from mend.fields import parse_bytes
-from mend.model import MemoryStatus, Observation, RunStatus
+from mend.heartbeats import Heartbeat
+from mend.names import TRAINER_CONTAINER
+from mend.observation import Observation
 from mend.presence import is_ready
-from mend.protocol import TRAINER_CONTAINER, Heartbeat, Holder, saver_url
+from mend.protocol import saver_url
 from mend.restore import MAX_HOLDERS, Candidate, MemorySave, WorkerMemory, holders, planned, saves_in_memory
 from mend.spec import Spec
+from mend.states import Holder
+from mend.status import MemoryStatus, RunStatus
 
 WORD_SECONDS = 1.0  # how long a launch waits at most to hear what workers hold
 MEMORY_TRIES = 2  # recoveries in a row that may begin from memory: what breaks them may be what lies there

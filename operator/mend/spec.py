@@ -10,7 +10,9 @@ from typing import Any, TypeGuard
 import msgspec
 
 from mend.fields import Fields, parse_duration
-from mend.protocol import AGENT_PORT, CONTROLLER_NAME, TRAINER_CONTAINER, CheckpointPlan
+from mend.names import CONTROLLER_NAME, TRAINER_CONTAINER
+from mend.orders import CheckpointPlan
+from mend.protocol import AGENT_PORT
 from mend.ruleset import Rule, parse_rules
 
 # Digits are counted: int() raises on absurd numbers.

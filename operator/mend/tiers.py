@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mend import machines, strikes
-from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Strike, Tier
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier
+from mend.observation import Observation
 from mend.presence import ENDED, workers_of
 from mend.restore import candidates, roll_back_limit
 from mend.ruleset import Rule, RuleAction
 from mend.spec import FirstTier, Spec
+from mend.status import RunStatus
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0

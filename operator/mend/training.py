@@ -6,23 +6,13 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from mend.actions import AnyAction, Decision, EmitEvent, PruneCheckpoints, SendSaveNow, SendStop, SweepLeftovers
 from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.interval import interval_in_force
-from mend.model import (
-    AnyAction,
-    Decision,
-    EmitEvent,
-    Observation,
-    PruneCheckpoints,
-    RunPhase,
-    RunStatus,
-    SendSaveNow,
-    SendStop,
-    SweepLeftovers,
-)
 from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
+from mend.observation import Observation
 from mend.presence import gone, is_ready
 from mend.records import closed
 from mend.restore import expendable
@@ -31,6 +21,7 @@ from mend.scores import with_scores
 from mend.seats import seats
 from mend.snapshots import with_memory
 from mend.spec import Spec
+from mend.status import RunPhase, RunStatus
 from mend.story import start
 from mend.transitions import next_attempt
 

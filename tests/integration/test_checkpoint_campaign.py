@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agents_real import all_gone
-from mend.protocol import MANIFEST_NAME
+from mend.keys import MANIFEST_NAME
 from s3 import ministack
 from saving_faults import DURABLE, KINDS, REQUESTS_OF_A_SAVE, Ground, Plan, When, a_plan
 from saving_gang import SavingGang, a_saving_gang

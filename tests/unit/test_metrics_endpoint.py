@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from mend.metrics import Metrics, WatchFigures
-from mend.model import Observation, RunPhase, RunStatus
+from mend.observation import Observation
 from mend.serve import application, serving, token_file
+from mend.status import RunPhase, RunStatus
 
 
 @asynccontextmanager

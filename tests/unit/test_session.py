@@ -14,18 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from mend.protocol import (
-    ENV_PAGE,
-    ENV_REPORT_FD,
-    CheckpointPlan,
-    Committed,
-    ExitCode,
-    Measured,
-    Phase,
-    Restored,
-    SaveFailed,
-    decode_report,
-)
+from mend.environment import ENV_PAGE, ENV_REPORT_FD
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Measured, Restored, SaveFailed, decode_report
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.checkpoint import MisfitError

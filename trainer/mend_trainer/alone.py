@@ -10,17 +10,11 @@ from typing import Final
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store as Counters
 
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME, SAVE_FOLDER
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest
-from mend.protocol import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    SAVE_FOLDER,
-    CheckpointPlan,
-    CheckpointRef,
-    Launch,
-    decode_launch,
-    encode,
-)
+from mend.orders import CheckpointPlan, Launch, decode_launch
+from mend.protocol import encode
+from mend.states import CheckpointRef
 from mend.store import Store, open_store
 from mend_trainer.checkpoint.signing import key_of
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mend.protocol import Measured, Point, Report
+from mend.heartbeats import Point
+from mend.reports import Measured, Report
 from mend_trainer.progress import ProgressPage
 
 

@@ -24,22 +24,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mend.protocol import (
-    ENV_LAUNCH,
-    ENV_PAGE,
-    CheckpointPlan,
-    CheckpointRef,
-    ExitCode,
-    Launch,
-    Phase,
-    Raised,
-    Rejoin,
-    Rejoined,
-    Report,
-    Restored,
-    Stepped,
-    decode_launch,
-)
+from mend.environment import ENV_LAUNCH, ENV_PAGE
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase
+from mend.orders import CheckpointPlan, Launch, Rejoin, decode_launch
+from mend.reports import Raised, Rejoined, Report, Restored, Stepped
+from mend.states import CheckpointRef
 from mend.store import StoreError
 from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone

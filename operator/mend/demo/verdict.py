@@ -11,9 +11,10 @@ from rich import box
 from rich.table import Table
 
 from mend.demo.watch import Injection, Plan
+from mend.incidents import IncidentRecord
 from mend.journal import CurvePoint
 from mend.manifest import Manifest
-from mend.model import IncidentRecord, RunStatus
+from mend.status import RunStatus
 
 
 @dataclass(frozen=True, slots=True)

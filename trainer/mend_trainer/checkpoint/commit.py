@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, announcement_key
 from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, announcement_key
 from mend.store import NotFound, Store, WrongAnswer
 from mend_trainer.checkpoint.arena import Origin
 from mend_trainer.checkpoint.dcp import stock_metadata
