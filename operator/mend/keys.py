@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 OWNER_KEY: Final = "owner.json"
 MANIFEST_NAME: Final = "manifest.json"
@@ -16,8 +16,18 @@ TOKENIZERS_FOLDER: Final = "tokenizers"  # their files, for exports, by the dige
 DCP_METADATA_NAME: Final = ".metadata"  # a pickle for other tools; never read by mend
 
 SAVE_FOLDER: Final = r"step-(?P<step>\d{12})/(?P<attempt>\d{6,12})-(?P<save_id>[^/]+)"  # of every save, as a pattern
+_SAVE_FOLDER: Final = re.compile(SAVE_FOLDER)
+_OBJECT: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 _LAST: Final = 10**12 - 1  # attempt and step that an announcement can tell
 _ANNOUNCEMENT: Final = re.compile(rf"{ANNOUNCEMENTS_FOLDER}/(\d{{12}})-(\d{{12}})-([^/]+)")
+
+
+class SaveName(NamedTuple):
+    """What a save's folder is named by."""
+
+    step: int
+    attempt: int
+    save_id: str
 
 
 def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
@@ -25,16 +35,27 @@ def checkpoint_key(step: int, attempt: int, save_id: str) -> str:
     return f"step-{step:012d}/{attempt:06d}-{save_id}"
 
 
+def parse_folder(folder: str) -> SaveName:
+    """What a `checkpoint_key` was made of; raises ValueError for anything else."""
+    found = _SAVE_FOLDER.fullmatch(folder)
+    if found is None:
+        raise ValueError(f"{folder!r} is no folder of a save: expected step-STEP/ATTEMPT-SAVE")
+    return SaveName(step=int(found["step"]), attempt=int(found["attempt"]), save_id=found["save_id"])
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """The folder of the save that an object lies in, and the object's name there; None for what lies elsewhere."""
+    found = _OBJECT.fullmatch(key)
+    return (found["folder"], found["name"]) if found else None
+
+
 def announcement_key(folder: str) -> str:
     """Key that announces the save in `folder` (a `checkpoint_key`): the newest attempt's newest step sorts first.
 
     Written before the manifest. Within a lineage a later attempt is further than the one before was when it was left.
     """
-    found = re.fullmatch(SAVE_FOLDER, folder)
-    if found is None:
-        raise ValueError(f"{folder!r} is no folder of a save: expected step-STEP/ATTEMPT-SAVE")
-    step, attempt, save_id = found.groups()
-    return f"{ANNOUNCEMENTS_FOLDER}/{_LAST - int(attempt):012d}-{_LAST - int(step):012d}-{save_id}"
+    step, attempt, save_id = parse_folder(folder)
+    return f"{ANNOUNCEMENTS_FOLDER}/{_LAST - attempt:012d}-{_LAST - step:012d}-{save_id}"
 
 
 def announced_folder(key: str) -> str:
