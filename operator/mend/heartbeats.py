@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from mend.protocol import Message
 from mend.states import CheckpointRef, Held, Pending
+
+LOSS: Final = "loss"  # the name of the points that are no evaluation's
 
 
 class Phase(StrEnum):
@@ -125,7 +128,7 @@ class Point(Message, frozen=True, kw_only=True, array_like=True):
     loss: float | None
     tokens: int
     seconds: float  # length of the step
-    name: str = "loss"  # or the name of an evaluation metric, e.g. "lambada_acc"
+    name: str = LOSS  # or the name of an evaluation metric, e.g. "lambada_acc"
 
 
 class Points(Message, frozen=True, kw_only=True, tag_field="type", tag="points"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mend.heartbeats import Point
+from mend.heartbeats import LOSS, Point
 from mend.reports import Measured, Report, Stepped
 from mend_trainer.progress import ProgressPage
 
@@ -65,7 +65,7 @@ class Curve:
         if loss is None:
             return
         self.loss = loss
-        self.measured("loss", done.step, loss, done.tokens, done.seconds)
+        self.measured(LOSS, done.step, loss, done.tokens, done.seconds)
 
     def measured(self, name: str, step: int, value: float, tokens: int, seconds: float) -> None:
         """A point of this curve or of another, for example an evaluation's."""

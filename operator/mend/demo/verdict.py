@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from mend.demo.watch import Injection, Plan
+from mend.heartbeats import LOSS
 from mend.incidents import IncidentRecord
 from mend.journal import CurvePoint
 from mend.manifest import Manifest
@@ -135,7 +136,7 @@ def _losses(points: Iterable[CurvePoint]) -> dict[int, set[float]]:
     """Every loss that any attempt reported for a step."""
     losses: dict[int, set[float]] = defaultdict(set)
     for each in points:
-        if each.point.name == "loss" and each.point.loss is not None:
+        if each.point.name == LOSS and each.point.loss is not None:
             losses[each.point.step].add(each.point.loss)
     return losses
 
