@@ -30,7 +30,8 @@ from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
 
-from mend.agents import AgentPool, Target
+from mend.agents import AgentPool
+from mend.dial import Target
 from mend.environment import ENV_HEARTBEAT_SECONDS, ENV_POD_IP, ENV_RANKS_PER_WORKER, ENV_RUN, ENV_TOKEN, ENV_WORKER
 from mend.heartbeats import AgentState, Heartbeat
 from mend.orders import Launch, Stop

@@ -20,8 +20,9 @@ import with_tests  # noqa: F401
 from agents_real import AgentProcess
 from gang_of_agents import follow, uid_of
 from mend.actions import AnyAction, CreateWorker, DeleteWorker, SendGather, SendLaunch, SendStop
-from mend.agents import AgentError, AgentPool
+from mend.agents import AgentPool
 from mend.decide import decide
+from mend.dial import AgentError
 from mend.environment import ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS
 from mend.heartbeats import RankReport
 from mend.incidents import IncidentRecord

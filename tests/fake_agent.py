@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from mend.agents import Target
+from mend.dial import Target
 from mend.heartbeats import AgentState, Heartbeat, RankReport
 from mend.orders import Ack, Order, decode_order
 from mend.protocol import ORDERS_PATH, STREAM_PATH, Message, encode

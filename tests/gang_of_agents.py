@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agents_real import TOKEN, AgentProcess
-from mend.agents import AgentPool, RunKey, Target
+from mend.agents import AgentPool, RunKey
+from mend.dial import Target
 from mend.observation import AgentView
 from mend.orders import Launch
 from mend.protocol import AGENT_PORT

@@ -25,8 +25,8 @@ from agents_real import AgentProcess
 from gang_of_agents import RUN, GangOfAgents, uid_of
 from injured_network import Network
 from memory_cgroup import limited_memory
-from mend.agents import AgentError
 from mend.diagnose import diagnose, seconds_until_diagnosis
+from mend.dial import AgentError
 from mend.heartbeats import RankReport
 from mend.incidents import Incident
 from mend.observation import AgentView, Observation, PodPhase, WorkerPod

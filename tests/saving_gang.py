@@ -21,8 +21,8 @@ import xxhash
 from agents_real import AgentProcess, named
 from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
-from mend.agents import AgentError
 from mend.catalog import Catalog
+from mend.dial import AgentError
 from mend.environment import ENV_TLS_PEM
 from mend.heartbeats import Heartbeat, RankReport
 from mend.keys import MANIFEST_NAME, QUARANTINE_NAME

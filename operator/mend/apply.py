@@ -34,8 +34,9 @@ from mend.actions import (
     StrikeNode,
     SweepLeftovers,
 )
-from mend.agents import AgentError, AgentPool, RunKey
+from mend.agents import AgentPool, RunKey
 from mend.crstatus import to_resource
+from mend.dial import AgentError
 from mend.kube.client import PODS, SECRETS, SERVICES, Json, KubeClient, Resource
 from mend.kube.election import Fence
 from mend.kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Invalid, NotFound

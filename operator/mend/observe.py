@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from mend import nodehealth
-from mend.agents import Target
 from mend.crstatus import UnreadableStatus, from_resource
+from mend.dial import Target
 from mend.names import ANNOTATION_AVOIDS, ANNOTATION_SAVE_NOW, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
 from mend.observation import Observation, PodPhase, WorkerPod
 from mend.protocol import AGENT_PORT

@@ -16,8 +16,9 @@ import pytest
 import fake_agent
 from fake_agent import FakeAgent, a_heartbeat, a_rank, an_agent
 from mend import link
-from mend.agents import AgentPool, AgentUnreachable, OrderRefused, RunKey, Target, Unauthorized
+from mend.agents import AgentPool, RunKey
 from mend.backoff import Backoff
+from mend.dial import AgentUnreachable, OrderRefused, Target, Unauthorized
 from mend.evidence import Evidence, RankEvidence
 from mend.heartbeats import AgentState, Point, Points, RankExit
 from mend.observation import AgentView
