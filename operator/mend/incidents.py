@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
+from itertools import takewhile
 
 from mend.facts import Fact
 
@@ -112,6 +114,11 @@ class IncidentRecord(Fact, frozen=True, kw_only=True):
     def is_open(self) -> bool:
         """The run is not yet back from it."""
         return self.recovered_at is None
+
+
+def open_in_a_row(incidents: Sequence[IncidentRecord]) -> int:
+    """How many of the latest incidents the run is not yet back from: all but the first broke a recovery."""
+    return len(list(takewhile(lambda each: each.is_open, reversed(incidents))))
 
 
 class Strike(Fact, frozen=True, kw_only=True):

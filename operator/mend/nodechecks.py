@@ -20,6 +20,7 @@ from mend.actions import Decision, EmitEvent, SendCheck
 from mend.observation import Observation
 from mend.orders import WAY_FIGURE, Checked
 from mend.protocol import agent_url
+from mend.records import recorded
 from mend.seats import seats
 from mend.spec import Spec
 from mend.status import MAX_STRIKES, NodeCheck, RunStatus
@@ -178,5 +179,4 @@ def _with_reasons(status: RunStatus, reasons: tuple[str, ...]) -> RunStatus:
     record = status.open_incident
     if record is None:
         return status
-    told = replace(record, reasons=(*record.reasons, *reasons))
-    return replace(status, incidents=tuple(told if each.id == record.id else each for each in status.incidents))
+    return recorded(status, replace(record, reasons=(*record.reasons, *reasons)))

@@ -169,8 +169,8 @@ class Prefixes:
         prefix.spoilt.update(beat.quarantined)
         if beat.restored is not None and beat.restored.uri:
             prefix.verified.add(beat.restored.uri)
-        # Until its launch an attempt stands on the line of the one that it follows, whose last words count.
-        current = status.attempt if status.follows is None else status.follows
+        # Also of the one before a launch: its last words count.
+        current = status.attempt_of_line
         if beat.save is not None and beat.save.committed is not None and beat.attempt == current:
             ref = beat.save.committed
             at = now - beat.save.committed_age_seconds

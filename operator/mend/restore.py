@@ -63,7 +63,7 @@ def _line(uid: str, status: RunStatus, sound: Sequence[StoredCheckpoint]) -> tup
     A run without an attempt yet (a new TrainingRun on the prefix of an earlier one of its name, or one whose status
     was lost) takes up the line of the latest attempt found there.
     """
-    attempt = status.attempt if status.follows is None else status.follows
+    attempt = status.attempt_of_line
     if attempt > 0 or not sound:
         return uid, attempt, status.lineage
     head = max(sound, key=lambda each: (each.run_uid == uid, each.ref.attempt, each.committed_at, each.ref.step))

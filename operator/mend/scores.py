@@ -56,7 +56,6 @@ def _is_newer(score: Score, heard: Sequence[Evaluation]) -> bool:
 
 
 def _is_on_line(status: RunStatus, each: Evaluation) -> bool:
-    attempt = status.attempt if status.follows is None else status.follows
-    return each.attempt == attempt or any(
+    return each.attempt == status.attempt_of_line or any(
         each.attempt == link.attempt and each.step <= link.step for link in status.lineage
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
 
 from msgspec.structs import replace
 
@@ -11,6 +10,7 @@ from mend.buddies import Location, buddies
 from mend.conditions import with_condition, without_condition
 from mend.fields import parse_bytes
 from mend.heartbeats import Heartbeat
+from mend.incidents import open_in_a_row
 from mend.names import TRAINER_CONTAINER
 from mend.observation import Observation
 from mend.presence import is_ready
@@ -116,8 +116,7 @@ def _stepped(beat: Heartbeat) -> int:
 
 def _is_trusted(status: RunStatus) -> bool:
     """Whether the recoveries before have not failed again and again: then only the store is."""
-    failed = takewhile(lambda each: each.is_open, reversed(status.incidents))
-    return len(list(failed)) <= MEMORY_TRIES
+    return open_in_a_row(status.incidents) <= MEMORY_TRIES
 
 
 def _spoilt(seen: Observation) -> tuple[str, ...]:

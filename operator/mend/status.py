@@ -212,6 +212,11 @@ class RunStatus(Fact, frozen=True, kw_only=True):
     accepted_spec: str = ""  # the last spec that could be run, as `noted` encodes it: goes on when a new one cannot
 
     @property
+    def attempt_of_line(self) -> int:
+        """The attempt that `lineage` leads to: until its launch, an attempt stands on the line of the one it follows."""
+        return self.attempt if self.follows is None else self.follows
+
+    @property
     def open_incident(self) -> IncidentRecord | None:
         """The incident that the run is not yet back from."""
         return self.incidents[-1] if self.incidents and self.incidents[-1].is_open else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mend import machines, strikes
-from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier, open_in_a_row
 from mend.observation import Observation
 from mend.presence import ENDED, workers_of
 from mend.restore import candidates, roll_back_limit
@@ -223,16 +223,6 @@ def budget_of(spec: Spec, failure: FailureClass) -> int:
         FailureClass.HANG: budgets.hang,
         FailureClass.PREEMPTION: budgets.preemption,
     }[failure]
-
-
-def open_in_a_row(incidents: Sequence[IncidentRecord]) -> int:
-    """How many of the latest incidents the run is not yet back from: all but the first broke a recovery."""
-    count = 0
-    for incident in reversed(incidents):
-        if not incident.is_open:
-            break
-        count += 1
-    return count
 
 
 def launch_delay_seconds(status: RunStatus) -> float:

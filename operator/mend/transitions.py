@@ -24,7 +24,7 @@ def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
         attempt=max(status.attempt, known) + 1,
         attempt_started_at=now,
         phase=phase,
-        follows=status.attempt if status.follows is None else status.follows,
+        follows=status.attempt_of_line,
         participants=(),
         restore=(),
         keep=(),
