@@ -87,15 +87,14 @@ def _orders(seen: Observation, check: NodeCheck, workers: Sequence[int]) -> tupl
     """Orders to measure; repeated to who has not answered, which begins no second check."""
     return tuple(
         SendCheck(
-            worker=worker,
+            worker=agent.worker,
             pod_uid=agent.pod_uid,
             attempt=seen.status.attempt,
             round=check.round,
             seconds=CHECK_SECONDS,
-            neighbours=_neighbours(seen, check, worker),
+            neighbours=_neighbours(seen, check, agent.worker),
         )
-        for worker in workers
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        for agent in seen.connected(workers)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from functools import cached_property
 
@@ -97,6 +98,11 @@ class Observation(Fact, frozen=True, kw_only=True, dict=True):  # a __dict__ for
         """The stream to the agent in that very pod."""
         pod = self.pod_of(worker)
         return self._agents_by_pod.get(pod.uid) if pod else None
+
+    def connected(self, workers: Iterable[int]) -> Iterator[AgentView]:
+        """The agents of these workers that can be given orders."""
+        agents = map(self.agent_of, workers)
+        return (agent for agent in agents if agent is not None and agent.connected)
 
     def heartbeat_of(self, worker: int) -> Heartbeat | None:
         """The worker's last snapshot, if it is about the current attempt."""

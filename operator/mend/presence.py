@@ -55,6 +55,11 @@ def ranks_of(spec: Spec, seen: Observation, worker: int) -> tuple[int, ...]:
     return tuple(range(first, first + size))
 
 
+def world_size(spec: Spec, seen: Observation) -> int:
+    """How many ranks this attempt has."""
+    return spec.workers.ranks_per_worker * len(seen.status.participants)
+
+
 def workers_of(spec: Spec, seen: Observation, ranks: tuple[int, ...]) -> tuple[int, ...]:
     """The workers that hold these ranks in this attempt."""
     places = sorted({rank // spec.workers.ranks_per_worker for rank in ranks})

@@ -36,9 +36,14 @@ def encode(message: Message) -> bytes:
 
 def agent_url(ip: str, port: int = AGENT_PORT) -> str:
     """Where an agent is reached, without a path."""
-    return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
+    return f"http://{_host(ip)}:{port}"
 
 
 def saver_url(ip: str, port: int) -> str:
     """Where a saver is reached, without a path."""
-    return f"https://[{ip}]:{port}" if ":" in ip else f"https://{ip}:{port}"
+    return f"https://{_host(ip)}:{port}"
+
+
+def _host(ip: str) -> str:
+    """As URLs have it: an IPv6 address is told from the port by brackets."""
+    return f"[{ip}]" if ":" in ip else ip

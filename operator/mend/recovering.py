@@ -54,9 +54,8 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
 def _inquire(seen: Observation, record: IncidentRecord) -> Decision:
     """Asks all participants at once; a lost question costs the verdict, not the recovery."""
     asks = tuple(
-        SendGather(worker=worker, pod_uid=agent.pod_uid, attempt=seen.status.attempt, seconds=GATHER_SECONDS)
-        for worker in seen.status.participants
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        SendGather(worker=agent.worker, pod_uid=agent.pod_uid, attempt=seen.status.attempt, seconds=GATHER_SECONDS)
+        for agent in seen.connected(seen.status.participants)
     )
     event = EmitEvent(type="Warning", reason=event_reason(record), message=record.summary)
     return Decision(
