@@ -213,7 +213,7 @@ class RunStatus(Fact, frozen=True, kw_only=True):
 
     @property
     def attempt_of_line(self) -> int:
-        """The attempt that `lineage` leads to: before its launch, an attempt stands on the line of the one it follows."""
+        """The attempt whose line `lineage` is: until its launch, an attempt stands on that of the one it follows."""
         return self.attempt if self.follows is None else self.follows
 
     @property
