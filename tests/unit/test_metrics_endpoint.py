@@ -172,9 +172,10 @@ async def until_found(url: str) -> dict[str, dict[str, str]]:
         while True:
             try:
                 async with session.get(url) as answer:
-                    body = await answer.json(content_type=None)
-                    if answer.status == 200 and body["data"]["result"]:
-                        return dict(body["data"]["result"][0])
+                    if answer.status != 503:  # said in words that are no JSON: it listens before it is ready
+                        body = await answer.json(content_type=None)
+                        if answer.status == 200 and body["data"]["result"]:
+                            return dict(body["data"]["result"][0])
             except aiohttp.ClientConnectionError:
                 pass  # it is starting
             await asyncio.sleep(0.1)
