@@ -18,8 +18,9 @@ from msgspec.structs import replace
 
 from mend.apply import TRAINING_RUNS
 from mend.demo.watch import Sight, Watcher
+from mend.incidents import IncidentRecord
 from mend.kube.client import KubeClient
-from mend.model import IncidentRecord, RunPhase
+from mend.status import RunPhase
 from mend_local.bootstrap import S3_SECRET
 from mend_local.cluster import LocalCluster
 from mend_trainer.procfs import descendants

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mend.heard import StepSamples
-from mend.protocol import Phase, RankReport
+from mend.heartbeats import Phase, RankReport
 from mend.spec import Limits, parse_spec
 from mend.watchdog import bounds_for
 

@@ -22,8 +22,10 @@ from figures import Row, arguments, publish, row
 from torch import nn
 
 from mend.heard import StepSamples, is_news, is_stale
-from mend.protocol import AgentState, Heartbeat, Held, Phase, decode_stream, encode
+from mend.heartbeats import AgentState, Heartbeat, Phase, decode_stream
+from mend.protocol import encode
 from mend.spec import Limits
+from mend.states import Held
 from mend.stragglers import Paces
 from mend.watchdog import until_bounds
 from mend_trainer.arenas import Arenas

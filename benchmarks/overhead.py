@@ -30,20 +30,12 @@ from peers import PeerUnavailable
 from rich.console import Console
 from rich.progress import Progress
 
-from mend.agents import AgentPool, Target
-from mend.protocol import (
-    AGENT_PORT,
-    ENV_HEARTBEAT_SECONDS,
-    ENV_POD_IP,
-    ENV_RANKS_PER_WORKER,
-    ENV_RUN,
-    ENV_TOKEN,
-    ENV_WORKER,
-    AgentState,
-    Heartbeat,
-    Launch,
-    Stop,
-)
+from mend.agents import AgentPool
+from mend.dial import Target
+from mend.environment import ENV_HEARTBEAT_SECONDS, ENV_POD_IP, ENV_RANKS_PER_WORKER, ENV_RUN, ENV_TOKEN, ENV_WORKER
+from mend.heartbeats import AgentState, Heartbeat
+from mend.orders import Launch, Stop
+from mend.protocol import AGENT_PORT
 from mend_trainer.procfs import descendants
 
 HOST, TOKEN, RUN, POD, RANKS = "127.63.0.1", "benchmark", ("benchmarks", "overhead"), "pod", 2

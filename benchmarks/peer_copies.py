@@ -21,7 +21,7 @@ from typing import Any, Final
 import with_tests  # noqa: F401
 from figures import Row, arguments, publish, row
 
-from mend.protocol import Holder
+from mend.states import Holder
 from mend.store.parallel import each
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.layout import Block

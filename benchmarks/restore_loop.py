@@ -15,7 +15,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from saving_ways import Memcpy, a_state, join_alone, tensors_of
 
-from mend.protocol import MEMORY_SCHEME, CheckpointPlan, CheckpointRef
+from mend.orders import CheckpointPlan
+from mend.states import MEMORY_SCHEME, CheckpointRef
 from mend_trainer.checkpoint import Checkpointer
 
 DIGEST_SECONDS = 120.0

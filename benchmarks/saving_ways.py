@@ -13,7 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.checkpoint import Checkpointer
 
 State = Mapping[str, Any]

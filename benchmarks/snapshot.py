@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 
-from mend.protocol import ENV_ARENAS, CheckpointPlan, CheckpointRef
+from mend.environment import ENV_ARENAS
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.writer import digest_all
 from mend_trainer.slots import arena_path

@@ -8,7 +8,7 @@ import time
 
 from with_tests import TESTS
 
-from mend.protocol import Phase
+from mend.heartbeats import Phase
 
 sys.path.append(str(TESTS / "programs"))
 

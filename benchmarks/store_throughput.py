@@ -26,8 +26,8 @@ from figures import Peer, Row, arguments, middle, publish, row
 from peers import FOLDER, Package, PeerUnavailable, python_of
 
 from mend.catalog import Catalog
+from mend.keys import MANIFEST_NAME, announcement_key, checkpoint_key
 from mend.manifest import Manifest, encode_manifest
-from mend.protocol import MANIFEST_NAME, announcement_key, checkpoint_key
 from mend.store import Credentials, Store, open_store
 from mend.store.parallel import each
 from mend_local.objectstore import ObjectStore, S3Access, StoreKind

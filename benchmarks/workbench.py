@@ -19,24 +19,18 @@ import with_tests  # noqa: F401
 
 from agents_real import AgentProcess
 from gang_of_agents import follow, uid_of
-from mend.agents import AgentError, AgentPool
+from mend.actions import AnyAction, CreateWorker, DeleteWorker, SendGather, SendLaunch, SendStop
+from mend.agents import AgentPool
 from mend.decide import decide
-from mend.model import (
-    AnyAction,
-    CreateWorker,
-    DeleteWorker,
-    IncidentRecord,
-    Observation,
-    PodPhase,
-    RunStatus,
-    SendGather,
-    SendLaunch,
-    SendStop,
-    StoreView,
-    WorkerPod,
-)
-from mend.protocol import ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS, Gather, RankReport, Stop
+from mend.dial import AgentError
+from mend.environment import ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS
+from mend.heartbeats import RankReport
+from mend.incidents import IncidentRecord
+from mend.listing import StoreView
+from mend.observation import Observation, PodPhase, WorkerPod
+from mend.orders import Gather, Stop
 from mend.spec import Spec, parse_spec
+from mend.status import RunStatus
 
 RUN = ("benchmarks", "run")
 NEVER = 1 << 30

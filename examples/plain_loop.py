@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.session import Session
 
 STEPS = 400

@@ -16,8 +16,19 @@ from typing import Any
 
 import aiohttp
 
-from mend import protocol
-from mend.protocol import Ack, Checked, Evidence, Gather, Heartbeat, Launch, Order, Points
+from mend.environment import (
+    ENV_GRACE_SECONDS,
+    ENV_HEARTBEAT_SECONDS,
+    ENV_POD_IP,
+    ENV_RANKS_PER_WORKER,
+    ENV_RUN,
+    ENV_TOKEN,
+    ENV_WORKER,
+)
+from mend.evidence import Evidence, decode_evidence
+from mend.heartbeats import Heartbeat, Point, Points, decode_stream
+from mend.orders import Ack, Checked, Gather, Launch, Order, decode_ack, decode_checked
+from mend.protocol import AGENT_PORT, ORDERS_PATH, STREAM_PATH, encode
 from mend_trainer.procfs import descendants
 
 TOKEN = "token-of-the-run"
@@ -56,13 +67,13 @@ class AgentProcess:
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
-            protocol.ENV_RUN: "tests/run",
-            protocol.ENV_WORKER: str(worker),
-            protocol.ENV_RANKS_PER_WORKER: str(ranks),
-            protocol.ENV_TOKEN: TOKEN,
-            protocol.ENV_POD_IP: self.host,
-            protocol.ENV_HEARTBEAT_SECONDS: "0.1",
-            protocol.ENV_GRACE_SECONDS: "30",
+            ENV_RUN: "tests/run",
+            ENV_WORKER: str(worker),
+            ENV_RANKS_PER_WORKER: str(ranks),
+            ENV_TOKEN: TOKEN,
+            ENV_POD_IP: self.host,
+            ENV_HEARTBEAT_SECONDS: "0.1",
+            ENV_GRACE_SECONDS: "30",
             **env,
         }
         with self.output_path.open("wb") as output:
@@ -74,7 +85,7 @@ class AgentProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.url = f"http://{self.host}:{protocol.AGENT_PORT}"
+        self.url = f"http://{self.host}:{AGENT_PORT}"
 
     @property
     def pid(self) -> int:
@@ -99,7 +110,7 @@ class AgentClient:
     def __init__(self, agent: AgentProcess, session: aiohttp.ClientSession) -> None:
         self.agent = agent
         self.heartbeat: Heartbeat | None = None
-        self.points: list[protocol.Point] = []
+        self.points: list[Point] = []
         self.lines: list[tuple[float, Heartbeat | Points]] = []
         self.closed = asyncio.Event()
         self._session = session
@@ -108,12 +119,12 @@ class AgentClient:
 
     async def order(self, order: Order) -> tuple[int, Ack | Evidence | Checked]:
         """HTTP status and answer."""
-        async with self._session.post(self.agent.url + protocol.ORDERS_PATH, data=protocol.encode(order)) as answer:
+        async with self._session.post(self.agent.url + ORDERS_PATH, data=encode(order)) as answer:
             body = await answer.read()
             if b'"type":"checked"' in body:
-                return answer.status, protocol.decode_checked(body)
+                return answer.status, decode_checked(body)
             gathered = isinstance(order, Gather) and b'"type":"evidence"' in body
-            return answer.status, protocol.decode_evidence(body) if gathered else protocol.decode_ack(body)
+            return answer.status, decode_evidence(body) if gathered else decode_ack(body)
 
     async def gather(self, attempt: int, seconds: float = 10.0) -> Evidence:
         """Evidence, which must be answered."""
@@ -152,10 +163,10 @@ class AgentClient:
             self._news.set()
 
     async def _read_stream(self) -> None:
-        async with self._session.get(self.agent.url + protocol.STREAM_PATH) as stream:
+        async with self._session.get(self.agent.url + STREAM_PATH) as stream:
             assert stream.status == 200, stream.status
             async for line in stream.content:
-                message = protocol.decode_stream(line)
+                message = decode_stream(line)
                 self.lines.append((time.monotonic(), message))
                 if isinstance(message, Heartbeat):
                     self.heartbeat = message

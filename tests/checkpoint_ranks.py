@@ -19,7 +19,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Report
+from mend.states import CheckpointRef
 from mend.store import Data, Store, open_store
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.arena import Arena, Header, Origin

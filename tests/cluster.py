@@ -24,9 +24,10 @@ from api_thread import in_a_thread
 from cluster_client import MERGE, Cluster, Kubectl, Namespaced
 from mend.crstatus import from_resource
 from mend.demo.watch import Sight, Watcher
+from mend.heartbeats import RankReport
 from mend.kube.client import KubeClient
-from mend.model import RunPhase, RunStatus
-from mend.protocol import API_VERSION, KIND, PLURAL, RankReport
+from mend.names import API_VERSION, KIND, PLURAL
+from mend.status import RunPhase, RunStatus
 from mend_local.bootstrap import S3_SECRET
 from mend_local.cluster import ClusterSettings, LocalCluster, controller_command
 from mend_local.kubelet import KubeletSettings

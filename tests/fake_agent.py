@@ -14,19 +14,10 @@ from typing import Any
 
 from aiohttp import web
 
-from mend.agents import Target
-from mend.protocol import (
-    ORDERS_PATH,
-    STREAM_PATH,
-    Ack,
-    AgentState,
-    Heartbeat,
-    Message,
-    Order,
-    RankReport,
-    decode_order,
-    encode,
-)
+from mend.dial import Target
+from mend.heartbeats import AgentState, Heartbeat, RankReport
+from mend.orders import Ack, Order, decode_order
+from mend.protocol import ORDERS_PATH, STREAM_PATH, Message, encode
 
 TOKEN = "the run's token"
 

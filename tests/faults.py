@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from mend.model import RunPhase
+from mend.status import RunPhase
 from world import World, a_spec
 
 EXAMPLES = int(os.environ.get("MEND_FAULT_SCHEDULES", "50"))  # the campaigns of `make bench` ask for more

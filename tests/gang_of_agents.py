@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from agents_real import TOKEN, AgentProcess
-from mend.agents import AgentPool, RunKey, Target
-from mend.model import AgentView
-from mend.protocol import AGENT_PORT, Launch
+from mend.agents import AgentPool, RunKey
+from mend.dial import Target
+from mend.observation import AgentView
+from mend.orders import Launch
+from mend.protocol import AGENT_PORT
 
 RUN = ("tests", "run")
 

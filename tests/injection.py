@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from injured_gang import Ground, InjuredGang, a_gang
-from mend.model import Incident, IncidentKind
+from mend.incidents import Incident, IncidentKind
 
 __all__ = [
     "KINDS",

@@ -25,12 +25,15 @@ from agents_real import AgentProcess
 from gang_of_agents import RUN, GangOfAgents, uid_of
 from injured_network import Network
 from memory_cgroup import limited_memory
-from mend.agents import AgentError
 from mend.diagnose import diagnose, seconds_until_diagnosis
-from mend.model import AgentView, Incident, Observation, PodPhase, RunPhase, RunStatus, WorkerPod
-from mend.protocol import Gather, RankReport
+from mend.dial import AgentError
+from mend.heartbeats import RankReport
+from mend.incidents import Incident
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
+from mend.orders import Gather
 from mend.records import GATHER_SECONDS
 from mend.spec import Spec, parse_spec
+from mend.status import RunPhase, RunStatus
 from waiting import eventually
 
 PROGRAMS = Path(__file__).parent / "programs"

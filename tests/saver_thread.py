@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from mend.protocol import CheckpointRef, Committed, Held, Staged
+from mend.reports import Committed, Staged
+from mend.states import CheckpointRef, Held
 from mend.store import Store
 from mend_trainer.arenas import Arenas
 from mend_trainer.checkpoint.arena import Arena

@@ -21,25 +21,21 @@ import xxhash
 from agents_real import AgentProcess, named
 from gang_of_agents import RUN, GangOfAgents
 from lying_proxy import LyingProxy
-from mend.agents import AgentError
 from mend.catalog import Catalog
+from mend.dial import AgentError
+from mend.environment import ENV_TLS_PEM
+from mend.heartbeats import Heartbeat, RankReport
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME
+from mend.listing import StoredCheckpoint
 from mend.manifest import UnreadableManifest, decode_manifest
-from mend.model import AgentView, RunStatus, StoredCheckpoint
+from mend.observation import AgentView
+from mend.orders import CheckpointPlan
 from mend.ownership import Owner
-from mend.protocol import (
-    ENV_TLS_PEM,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    Ancestor,
-    CheckpointPlan,
-    CheckpointRef,
-    Heartbeat,
-    Holder,
-    RankReport,
-)
 from mend.restore import WorkerMemory, expendable, holders, planned, saves_in_memory
 from mend.selfsigned import self_signed
 from mend.spec import Checkpointing
+from mend.states import Ancestor, CheckpointRef, Holder
+from mend.status import RunStatus
 from mend.store import Store, StoreError, open_store
 from mortal_server import MortalServer
 from reached import FRESH, Commit, History, Notebook, broken_by, commits, floor

@@ -13,7 +13,9 @@ from urllib.parse import unquote, urlsplit
 
 from agents_real import all_gone
 from lying_proxy import flipped
-from mend.protocol import MANIFEST_NAME, Message, Phase
+from mend.heartbeats import Phase
+from mend.keys import MANIFEST_NAME
+from mend.protocol import Message
 from mend_trainer.checkpoint.arena import Arena
 from mortal_server import a_mortal_server
 from reached import Commit

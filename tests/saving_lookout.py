@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from mend.protocol import Phase
+from mend.heartbeats import Phase
 from mend_trainer.progress import PageReader
 from mend_trainer.slots import SLOTS, SlotWord, Words, unpacked
 from reached import State

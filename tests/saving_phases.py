@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, Phase, share_name
+from mend.heartbeats import Phase
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, share_name
 from reached import State
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from agents_real import AgentClient, a_launch, an_agent, warm
-from mend.protocol import CheckpointPlan, CheckpointRef
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 
 _LOOP = Path(__file__).parent / "programs" / "loop.py"
 

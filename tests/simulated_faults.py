@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mend.protocol import Phase, RankError, RankExit
+from mend.heartbeats import Phase, RankError, RankExit
 
 MAIN = "Current thread 0x1 (most recent call first):\n"
 WAITING = MAIN + '  File "/site-packages/torch/distributed/distributed_c10d.py", line 3252 in all_reduce\n'

@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from mend.model import StoredCheckpoint
-from mend.protocol import (
-    Ancestor,
-    CheckpointRef,
-    ExitCode,
-    GroupProgress,
-    Launch,
-    Phase,
-    Point,
-    RankError,
-    RankEvidence,
-    RankExit,
-    RankReport,
-)
+from mend.evidence import GroupProgress, RankEvidence
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase, Point, RankError, RankExit, RankReport
+from mend.listing import StoredCheckpoint
+from mend.orders import Launch
 from mend.restore import is_on_lineage
+from mend.states import Ancestor, CheckpointRef
 from simulated_faults import ENDS, HEALTHY, STUCK
 from simulated_memory import Arena, Snapshot, a_state
 

@@ -6,8 +6,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mend.model import StoredCheckpoint
-from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Pending
+from mend.listing import StoredCheckpoint
+from mend.states import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Pending
 
 SLOTS = 2
 COPY_SECONDS = 0.2  # until the buddy has it

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mend.model import PodPhase, WorkerPod
-from mend.protocol import (
-    Ack,
-    AgentState,
-    Check,
-    Checked,
-    Evidence,
-    ExitCode,
-    Gather,
-    Heartbeat,
-    Launch,
-    Order,
-    RankExit,
-    SaveNow,
-    SaveReport,
-    Stop,
-)
+from mend.evidence import Evidence
+from mend.exitcodes import ExitCode
+from mend.heartbeats import AgentState, Heartbeat, RankExit, SaveReport
+from mend.observation import PodPhase, WorkerPod
+from mend.orders import Ack, Check, Checked, Gather, Launch, Order, SaveNow, Stop
 from simulated_gang import STEP_SECONDS, Gang, Rank
 from simulated_memory import Arena
 

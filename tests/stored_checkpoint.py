@@ -7,8 +7,8 @@ from typing import Any
 import xxhash
 
 from manifests import a_manifest
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, checkpoint_key
 from mend.manifest import Chunk, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, checkpoint_key
 from mend.store import Store
 
 HEAD, TAIL = b"PK\x03\x04 a record begins" * 8, b"and ends PK\x05\x06" * 4

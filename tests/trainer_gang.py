@@ -15,19 +15,13 @@ from typing import Any
 
 from torch.distributed import TCPStore
 
+from mend.environment import ENV_LAUNCH, ENV_PAGE
+from mend.keys import MANIFEST_NAME
 from mend.manifest import Manifest, decode_manifest
-from mend.protocol import (
-    ENV_LAUNCH,
-    ENV_PAGE,
-    MANIFEST_NAME,
-    CheckpointPlan,
-    CheckpointRef,
-    Launch,
-    Measured,
-    Report,
-    decode_report,
-    encode,
-)
+from mend.orders import CheckpointPlan, Launch
+from mend.protocol import encode
+from mend.reports import Measured, Report, decode_report
+from mend.states import CheckpointRef
 from mend.store import open_store
 from mend_trainer.polling import readable
 from mend_trainer.progress import PageReader, PageSnapshot, create_page

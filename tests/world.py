@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from mend import dossier, render, strikes
-from mend.crstatus import from_resource, to_resource
-from mend.decide import decide
-from mend.heard import StepSamples, is_news
-from mend.losses import LossWatch
-from mend.model import (
-    AgentView,
+from mend.actions import (
     AnyAction,
     CreateService,
     CreateTls,
@@ -31,37 +26,27 @@ from mend.model import (
     EmitEvent,
     KeepEvidence,
     LiftStrikes,
-    Observation,
-    Origin,
-    PodPhase,
     PruneCheckpoints,
-    RunPhase,
-    RunStatus,
     SendCheck,
     SendGather,
     SendLaunch,
     SendSaveNow,
     SendStop,
-    StoredCheckpoint,
-    StoreView,
-    Strike,
     StrikeNode,
     SweepLeftovers,
-    WorkerPod,
 )
-from mend.protocol import (
-    Check,
-    Checked,
-    Evidence,
-    Gather,
-    Heartbeat,
-    Launch,
-    Order,
-    RankExit,
-    SaveNow,
-    Stop,
-)
+from mend.crstatus import from_resource, to_resource
+from mend.decide import decide
+from mend.evidence import Evidence
+from mend.heard import StepSamples, is_news
+from mend.heartbeats import Heartbeat, RankExit
+from mend.incidents import Origin, Strike
+from mend.listing import StoredCheckpoint, StoreView
+from mend.losses import LossWatch
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
+from mend.orders import Check, Checked, Gather, Launch, Order, SaveNow, Stop
 from mend.spec import Spec, parse_spec
+from mend.status import RunPhase, RunStatus
 from simulated_faults import ENDS
 from simulated_gang import Bucket, Gang, Rank, line_holds
 from simulated_memory import Arena

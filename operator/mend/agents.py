@@ -13,25 +13,18 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from mend.dial import AgentError, AgentUnreachable, Dialer, OrderRefused, Target, Unauthorized
+from mend.dial import AgentUnreachable, Dialer, Target
+from mend.evidence import Evidence
 from mend.heard import Evaluations, StepSamples, is_news
+from mend.heartbeats import Heartbeat, Point, StreamMessage
+from mend.learnt import LossStanding, Pace, StepTimes
 from mend.link import Link, PoolHealth
 from mend.losses import LossWatch
-from mend.model import AgentView, Evaluation, LossStanding, Pace, StepTimes
-from mend.protocol import Ack, Checked, Evidence, Heartbeat, Order, Point, StreamMessage
+from mend.observation import AgentView
+from mend.orders import Ack, Checked, Order
 from mend.spec import LossSpike
+from mend.status import Evaluation
 from mend.stragglers import Paces
-
-__all__ = [
-    "AgentError",
-    "AgentPool",
-    "AgentUnreachable",
-    "OrderRefused",
-    "PoolHealth",
-    "RunKey",
-    "Target",
-    "Unauthorized",
-]
 
 RunKey = tuple[str, str]  # namespace, name
 

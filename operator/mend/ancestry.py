@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from mend.manifest import Manifest
-from mend.protocol import Ancestor
+from mend.states import Ancestor
 
 
 def chain_doubts(manifest: Manifest, others: Sequence[Manifest]) -> tuple[str, ...]:

@@ -13,13 +13,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from mend import dossier, render
-from mend.agents import AgentError, AgentPool, RunKey
-from mend.crstatus import to_resource
-from mend.kube.client import PODS, SECRETS, SERVICES, Json, KubeClient, Resource
-from mend.kube.election import Fence
-from mend.kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Invalid, NotFound
-from mend.kube.events import EventRecorder, Regarding
-from mend.model import (
+from mend.actions import (
     AnyAction,
     CreateService,
     CreateTls,
@@ -31,7 +25,6 @@ from mend.model import (
     EmitEvent,
     KeepEvidence,
     LiftStrikes,
-    Observation,
     PruneCheckpoints,
     SendCheck,
     SendGather,
@@ -41,8 +34,18 @@ from mend.model import (
     StrikeNode,
     SweepLeftovers,
 )
+from mend.agents import AgentPool, RunKey
+from mend.crstatus import to_resource
+from mend.dial import AgentError
+from mend.kube.client import PODS, SECRETS, SERVICES, Json, KubeClient, Resource
+from mend.kube.election import Fence
+from mend.kube.errors import AlreadyExists, ApiError, Conflict, Forbidden, Invalid, NotFound
+from mend.kube.events import EventRecorder, Regarding
+from mend.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from mend.observation import Observation
 from mend.observe import belongs_to
-from mend.protocol import API_VERSION, GROUP, KIND, PLURAL, VERSION, Check, Gather, Order, SaveNow, Stop, encode
+from mend.orders import Check, Gather, Order, SaveNow, Stop
+from mend.protocol import encode
 from mend.spec import Spec
 from mend.strikebook import StrikeBook
 

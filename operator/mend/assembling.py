@@ -7,11 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from mend import machines, tiers
-from mend.conditions import with_condition, without_condition
-from mend.goodput import account
-from mend.interval import launched
-from mend.model import (
-    AgentView,
+from mend.actions import (
     AnyAction,
     CreateService,
     CreateTls,
@@ -21,23 +17,25 @@ from mend.model import (
     DeleteWorker,
     EmitEvent,
     LiftStrikes,
-    Observation,
-    RunPhase,
-    RunStatus,
     SendLaunch,
     SendStop,
     StrikeNode,
-    Tier,
-    WorkerPod,
 )
+from mend.conditions import with_condition, without_condition
+from mend.goodput import account
+from mend.heartbeats import AgentState, Heartbeat
+from mend.incidents import Tier
+from mend.interval import launched
 from mend.nodechecks import check_machines
 from mend.noted import with_workers
+from mend.observation import AgentView, Observation, WorkerPod
+from mend.orders import Launch
 from mend.presence import ENDED, is_going, is_ready, is_silent, lost_in_reserve, places
-from mend.protocol import AgentState, Heartbeat, Launch
 from mend.restore import lineage_after
 from mend.seats import seats
 from mend.snapshots import buddy_urls, holders_of, is_yet_to_hear, plan, wait_for_word
 from mend.spec import Spec
+from mend.status import RunPhase, RunStatus
 from mend.strikes import most_lenient, struck
 from mend.transitions import attempt_heard, attempt_of_predecessors, next_attempt
 

@@ -11,22 +11,23 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
-from mend.model import StoredCheckpoint, StoredSave, StoreView
-from mend.ownership import Owner, claim
-from mend.protocol import (
+from mend.keys import (
     ANNOUNCEMENTS_FOLDER,
     INCIDENTS_FOLDER,
     MANIFEST_NAME,
     PINNED_NAME,
     QUARANTINE_NAME,
-    SAVE_FOLDER,
     VERIFIED_NAME,
-    CheckpointRef,
     announced_folder,
     announcement_key,
+    parse_folder,
+    split_key,
 )
+from mend.listing import StoredCheckpoint, StoredSave, StoreView
+from mend.manifest import NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
+from mend.ownership import Owner, claim
 from mend.restore import LEFTOVER_SECONDS, swept
+from mend.states import CheckpointRef
 from mend.store import AlreadyExists, Entry, Forbidden, NotFound, Store, StoreError, Unfinished, WrongAnswer
 from mend.store.parallel import each
 
@@ -39,7 +40,6 @@ _BEFORE_MANIFEST: Final = "l"  # in a save's folder, what a listing of it need n
 # In place of a manifest; told from one by its length, which no manifest has.
 SWEPT: Final = b"mend: this save was swept away, for nobody had committed it\n"
 _DOSSIER: Final = re.compile(rf"{INCIDENTS_FOLDER}/\d{{6,}}-\d{{6,}}-[^/]*\.json")
-_SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 
 
 class PruneRefused(StoreError):
@@ -196,12 +196,12 @@ class Catalog:
     def saves(self) -> tuple[StoredSave, ...]:
         """All saves, committed or not: lists every object, so it is asked a few times a day at the most."""
         saves = _by_save(self._store.list("step-"))
-        return tuple(_save(f"{self._store.uri}/{save}", entries) for save, entries in sorted(saves.items()))
+        return tuple(_save(self._store.uri, folder, entries) for folder, entries in sorted(saves.items()))
 
     def _is_other_by_now(self, folder: str, save: StoredSave) -> bool:
         """Whether it was committed, pinned or deleted since everything was listed, which may take minutes."""
         entries = _by_save(self._store.list(f"{folder}/")).get(folder)
-        now = _save(save.uri, entries) if entries else None
+        now = _save(self._store.uri, folder, entries) if entries else None
         return now is None or (now.committed, now.pinned) != (save.committed, save.pinned)
 
     @property
@@ -255,7 +255,7 @@ class Catalog:
 
     def _folder(self, uri: str) -> str:
         folder = uri.removeprefix(f"{self._store.uri}/")
-        if not _SAVE.fullmatch(f"{folder}/{MANIFEST_NAME}"):
+        if split_key(f"{folder}/{MANIFEST_NAME}") is None:
             raise PruneRefused(uri, f"is no checkpoint under {self._store.uri}")
         return folder
 
@@ -270,13 +270,12 @@ def forgotten(
     """
     newest = max((save.modified_at for save in saves), default=0.0)
     committed = {save.uri[save.uri.rindex("/step-") + 1 :] for save in saves if save.committed}
-    named = [(each, _SAVE.fullmatch(each.key)) for each in unfinished]
     return [
         each
-        for each, save in named
-        if save is not None
+        for each in unfinished
+        if (place := split_key(each.key))
         and newest - each.begun_unix_seconds >= old_seconds
-        and (int(save["attempt"]) < attempt or save["folder"] in committed)
+        and (parse_folder(place[0]).attempt < attempt or place[0] in committed)
     ]
 
 
@@ -318,18 +317,17 @@ def _once(*parts: Iterable[str]) -> Iterator[str]:
 def _by_save(entries: Iterable[Entry]) -> dict[str, dict[str, Entry]]:
     saves: dict[str, dict[str, Entry]] = {}
     for entry in entries:
-        if found := _SAVE.fullmatch(entry.key):
-            saves.setdefault(found["folder"], {})[found["name"]] = entry
+        if place := split_key(entry.key):
+            folder, name = place
+            saves.setdefault(folder, {})[name] = entry
     return saves
 
 
-def _save(uri: str, entries: dict[str, Entry]) -> StoredSave:
-    named = _SAVE.fullmatch(f"{uri[uri.rindex('/step-') + 1 :]}/{MANIFEST_NAME}")
-    assert named is not None
+def _save(uri: str, folder: str, entries: dict[str, Entry]) -> StoredSave:
     quarantined = entries.get(QUARANTINE_NAME)
     return StoredSave(
-        uri=uri,
-        attempt=int(named["attempt"]),
+        uri=f"{uri}/{folder}",
+        attempt=parse_folder(folder).attempt,
         modified_at=max(entry.modified_unix_seconds for entry in entries.values()),
         committed=MANIFEST_NAME in entries and entries[MANIFEST_NAME].bytes != len(SWEPT),
         quarantined_at=quarantined.modified_unix_seconds if quarantined else None,
@@ -348,9 +346,8 @@ def _marked(known: StoredCheckpoint, entries: dict[str, Entry]) -> StoredCheckpo
 
 
 def _described(uri: str, save: str, raw: bytes, key: bytes | None) -> StoredCheckpoint:
-    named = _SAVE.fullmatch(f"{save}/{MANIFEST_NAME}")
-    assert named is not None
-    ref = CheckpointRef(uri=f"{uri}/{save}", step=int(named["step"]), attempt=int(named["attempt"]))
+    named = parse_folder(save)
+    ref = CheckpointRef(uri=f"{uri}/{save}", step=named.step, attempt=named.attempt)
     try:
         manifest = decode_manifest(raw, key)
     except Untrusted:

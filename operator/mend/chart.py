@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mend.heartbeats import LOSS
+from mend.incidents import IncidentRecord
 from mend.journal import CurvePoint
-from mend.model import IncidentRecord
 
 # Okabe and Ito's palette, which people with colour-blind eyes can tell apart; black is kept for marks.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -27,7 +28,7 @@ def draw_run(
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(11, 5.5), dpi=130, layout="constrained")
-    calm = [(each.point.step, each.point.loss) for each in unbroken if each.point.name == "loss"]
+    calm = [(each.point.step, each.point.loss) for each in unbroken if each.point.name == LOSS]
     if calm:
         axes.plot(*zip(*calm, strict=True), color="#d9d9d9", linewidth=7, solid_capstyle="round", label="unbroken run")
     curves = by_attempt(points)
@@ -63,7 +64,7 @@ def by_attempt(points: Iterable[CurvePoint]) -> dict[int, list[tuple[int, float]
     """(step, loss) of each attempt, in order; points without a finite loss are left out."""
     curves: dict[int, list[tuple[int, float]]] = {}
     for each in points:
-        if each.point.name == "loss" and each.point.loss is not None:
+        if each.point.name == LOSS and each.point.loss is not None:
             curves.setdefault(each.attempt, []).append((each.point.step, each.point.loss))
     return {attempt: sorted(curve) for attempt, curve in sorted(curves.items())}
 

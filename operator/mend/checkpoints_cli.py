@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from mend.ancestry import chain_doubts, gone_ancestors, is_stale
 from mend.catalog import Catalog
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import MANIFEST_NAME, PINNED_NAME, parse_folder
+from mend.listing import StoredCheckpoint
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest, encode_manifest
-from mend.model import StoredCheckpoint
-from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, PINNED_NAME
 from mend.restore import is_on_lineage, on_lineage
 from mend.store import Forbidden, NotFound
 from mend.verify import Verification, leave_note, verify
@@ -198,7 +199,7 @@ def _sign(options: argparse.Namespace) -> int:
                 why = "; ".join(found.problems) or "it is in quarantine"
                 print(f"mend: step {each.ref.step} of attempt {each.ref.attempt} is not signed: {why}", file=sys.stderr)
                 continue
-            manifest = replace(found.manifest, save_id=folder.partition("/")[2].partition("-")[2])
+            manifest = replace(found.manifest, save_id=parse_folder(folder).save_id)
             where.store.put(f"{folder}/{MANIFEST_NAME}", encode_manifest(manifest, where.key))
             print(f"{each.ref.uri} is signed")
     return 1 if refused else 0

@@ -27,14 +27,15 @@ from mend.dossier import Dossier, UnreadableDossier, decode
 from mend.exhibit import exhibit
 from mend.export_cli import add_export
 from mend.journal import Journal, UnreadableJournal, read_curve, read_journal, replay
+from mend.keys import INCIDENTS_FOLDER
 from mend.kube.client import PODS, KubeClient
 from mend.kube.election import Elector, Timing
 from mend.kube.errors import ApiError
 from mend.metrics import Metrics
-from mend.model import RunStatus
+from mend.names import LABEL_RUN
 from mend.observe import bare_observation, own_word, worker_pod
-from mend.protocol import INCIDENTS_FOLDER, LABEL_RUN
 from mend.serve import application, serving, token_file
+from mend.status import RunStatus
 from mend.store import StoreError, open_store
 from mend.story import tell
 

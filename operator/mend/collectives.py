@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from mend.model import Verdict
-from mend.protocol import GroupProgress, RankEvidence
+from mend.evidence import GroupProgress, RankEvidence
+from mend.incidents import Verdict
 from mend.stacks import is_in_own_code, seen_at
 
 POINT_TO_POINT = (":send", ":recv")

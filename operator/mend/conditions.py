@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mend.model import Condition, RunStatus
+from mend.status import Condition, RunStatus
 
 MESSAGE_LIMIT = 16_000  # the API allows 32 KiB; a traceback is the longest that is put there
 

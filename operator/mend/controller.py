@@ -21,6 +21,7 @@ from mend.agents import AgentPool, RunKey
 from mend.apply import TRAINING_RUNS, Applier
 from mend.crstatus import UnreadableStatus
 from mend.decide import decide, reject
+from mend.heartbeats import Point
 from mend.journal import Entry, Journal, changes_something
 from mend.kube.client import NODES, PODS, SECRETS, SERVICES, Json, KubeClient
 from mend.kube.election import Elector, Fence, NotLeader
@@ -29,12 +30,12 @@ from mend.kube.events import EventRecorder, Regarding
 from mend.kube.queue import WorkQueue
 from mend.kube.reflector import Reflector, all_synced
 from mend.metrics import Metrics, WatchFigures
-from mend.model import Observation, PodPhase, WorkerPod
+from mend.names import API_VERSION, CONTROLLER_NAME, KIND, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER
 from mend.noted import accepted_spec
+from mend.observation import Observation, PodPhase, WorkerPod
 from mend.observe import LOG_LINES, bare_observation, belongs_to, decoded, targets, worker_pod
 from mend.prefixes import Prefixes
 from mend.presence import never_ran
-from mend.protocol import API_VERSION, CONTROLLER_NAME, KIND, LABEL_RUN, TOKEN_SECRET_KEY, TRAINER_CONTAINER, Point
 from mend.spec import InvalidSpec, Spec, parse_spec
 from mend.strikebook import StrikeBook
 

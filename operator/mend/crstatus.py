@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mend.model import RunStatus
+from mend.status import RunStatus
 
 SHOWN_ALWAYS = ("phase", "attempt", "step", "recoveries")  # printer columns want these even when they are defaults
 

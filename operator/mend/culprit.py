@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mend.collectives import by_mismatch, by_waiting, is_waiting, named
+from mend.evidence import RankEvidence
+from mend.exitcodes import STORE_EXIT_CODES, ExitCode
+from mend.heartbeats import Phase, RankExit, RankReport
+from mend.incidents import Verdict
 from mend.lostpeers import WORDS, is_of_a_lost_peer
-from mend.model import Verdict
-from mend.protocol import STORE_EXIT_CODES, ExitCode, Phase, RankEvidence, RankExit, RankReport
 from mend.stacks import seen_at
 
 STOPPED = frozenset("Tt")

@@ -24,11 +24,12 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
+from mend.actions import Decision, EmitEvent
 from mend.assembling import assembling, overtaken
 from mend.conditions import with_condition
 from mend.lifecycle import after_the_end, begin, completed, expired, seconds_until_deadline, suspended, why_not_ours
-from mend.model import Decision, EmitEvent, Observation
 from mend.noted import noted
+from mend.observation import Observation
 from mend.recovering import recovering
 from mend.spec import Spec
 from mend.training import resizing, training

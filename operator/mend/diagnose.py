@@ -10,7 +10,11 @@ import re
 from msgspec.structs import replace
 
 from mend import culprit
-from mend.model import FailureClass, Incident, IncidentKind, Observation, RunPhase, Verdict
+from mend.evidence import Evidence, RankEvidence
+from mend.exitcodes import FATAL_EXIT_CODES, STORE_EXIT_CODES, ExitCode
+from mend.heartbeats import Phase, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
+from mend.observation import Observation
 from mend.presence import (
     gone,
     has_finished,
@@ -22,10 +26,11 @@ from mend.presence import (
     ranks_of,
     suspects,
     workers_of,
+    world_size,
 )
-from mend.protocol import FATAL_EXIT_CODES, STORE_EXIT_CODES, Evidence, ExitCode, Phase, RankEvidence, RankReport
 from mend.shortage import shortage
 from mend.spec import FirstTier, Limits, Spec
+from mend.status import RunPhase
 from mend.watchdog import pause_in_force, until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
@@ -142,7 +147,7 @@ def _broken_machines(spec: Spec, seen: Observation, guilty: list[RankReport]) ->
 
 def _may_be_settled_soon(spec: Spec, seen: Observation, ended: list[RankReport]) -> bool:
     """All that ended were cut off by a peer; whose fault it was may become clear without asking anybody."""
-    if len(ended) == spec.workers.ranks_per_worker * len(seen.status.participants):
+    if len(ended) == world_size(spec, seen):
         return False
     if max(map(culprit.ended_age, ended)) < SETTLE_SECONDS:
         return True
@@ -160,15 +165,14 @@ def _may_more_raise(spec: Spec, seen: Observation, ended: list[RankReport]) -> b
     A signal to a rank that has stepped is no matter of the code, and is acted on at once.
     """
     by_signal = any(rank.exit is not None and rank.exit.signal is not None and rank.steps_done for rank in ended)
-    complete = len(ended) == spec.workers.ranks_per_worker * len(seen.status.participants)
+    complete = len(ended) == world_size(spec, seen)
     return not by_signal and not complete and max(map(culprit.ended_age, ended)) < CHORUS_SECONDS
 
 
 def _culprit_among_the_living(spec: Spec, seen: Observation, ended: list[RankReport]) -> Verdict:
     cut_off = {rank.rank for rank in ended}
     living = [rank for rank in valid_evidence(seen) if rank.rank not in cut_off]
-    world = spec.workers.ranks_per_worker * len(seen.status.participants)
-    return culprit.of_abandonment(living, world - len(cut_off), spec.workers.ranks_per_worker)
+    return culprit.of_abandonment(living, world_size(spec, seen) - len(cut_off), spec.workers.ranks_per_worker)
 
 
 def _failure_class(rank: RankReport) -> FailureClass:
@@ -310,7 +314,7 @@ def _cannot_go_on(rank: RankEvidence) -> bool:
 def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence, ...]) -> Verdict:
     early = [rank.rank for rank in seen.ranks if rank_has_finished(rank)]
     waiting = [rank for rank in evidence if rank.rank not in early]
-    world = spec.workers.ranks_per_worker * len(seen.status.participants) - len(early)
+    world = world_size(spec, seen) - len(early)
     if waiting:
         verdict = culprit.of_hang(waiting, world, spec.workers.ranks_per_worker)
     else:

@@ -12,21 +12,9 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
-from mend.protocol import (
-    ORDERS_PATH,
-    STREAM_PATH,
-    Ack,
-    Check,
-    Checked,
-    Evidence,
-    Gather,
-    Order,
-    agent_url,
-    decode_ack,
-    decode_checked,
-    decode_evidence,
-    encode,
-)
+from mend.evidence import Evidence, decode_evidence
+from mend.orders import Ack, Check, Checked, Gather, Order, decode_ack, decode_checked
+from mend.protocol import ORDERS_PATH, STREAM_PATH, agent_url, encode
 
 CONNECT_SECONDS: Final = 2.0
 HEADERS_SECONDS: Final = 3.0

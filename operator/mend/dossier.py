@@ -8,8 +8,11 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from mend.model import Fact, IncidentRecord, Observation, WorkerPod
-from mend.protocol import RankEvidence, RankReport
+from mend.evidence import RankEvidence
+from mend.facts import Fact
+from mend.heartbeats import RankReport
+from mend.incidents import IncidentRecord
+from mend.observation import Observation, WorkerPod
 
 MOST_BYTES = 1 << 20  # a hundred of them are kept; stacks of a thousand ranks would be more than anybody reads
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mend.dossier import Dossier
-from mend.protocol import RankEvidence, RankReport
+from mend.evidence import RankEvidence
+from mend.heartbeats import RankReport
 from mend.stacks import doing
 from mend.story import tell_incident
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mend.model import IncidentRecord, Ledger, RunPhase, RunStatus
+from mend.incidents import IncidentRecord
+from mend.status import Ledger, RunPhase, RunStatus
 
 
 def account(status: RunStatus, now: float) -> RunStatus:

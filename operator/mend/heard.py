@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from mend.model import Evaluation, StepTimes
-from mend.protocol import AgentState, Heartbeat, Phase, Point, RankReport
+from mend.heartbeats import LOSS, AgentState, Heartbeat, Phase, Point, RankReport
+from mend.learnt import StepTimes
+from mend.status import Evaluation
 from mend.watchdog import ENOUGH_STEPS
 
 SAMPLES: Final = 64
-LOSS: Final = "loss"  # the name of the points that are no evaluation's
 EVALUATIONS: Final = 128  # of each metric, the newest: a checkpoint that one speaks for may be long in coming
 PEAK_KEPT: Final = 0.9999  # of the peak's excess, at each step: half of it is forgotten after some 7,000
 

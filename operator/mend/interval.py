@@ -12,9 +12,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mend.model import IntervalInForce, RunStatus
-from mend.protocol import SaveReport
+from mend.heartbeats import SaveReport
 from mend.spec import Checkpointing
+from mend.status import IntervalInForce, RunStatus
 
 PRIOR_SECONDS: Final = 6 * 3600.0  # a run is taken for one that has failed once in this time before it began
 

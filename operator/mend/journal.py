@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import msgspec
 
+from mend.actions import Decision
 from mend.decide import decide
-from mend.model import Decision, Observation
-from mend.protocol import Point
+from mend.heartbeats import Point
+from mend.observation import Observation
 from mend.room import make_room
 from mend.spec import Spec
 

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mend.actions import AnyAction, Decision, DeleteRun, DeleteWorker, EmitEvent, SendStop
 from mend.assembling import RETRY_SECONDS, assemble, removal, wait_for_storage
 from mend.conditions import with_condition, without_condition
+from mend.exitcodes import ExitCode
 from mend.goodput import account, suspended_seconds
-from mend.model import (
-    AnyAction,
-    Decision,
-    DeleteRun,
-    DeleteWorker,
-    EmitEvent,
-    Observation,
-    PodPhase,
-    RunPhase,
-    SendStop,
-    WorkerPod,
-)
+from mend.names import CONTROLLER_NAME
 from mend.noted import with_progress
+from mend.observation import Observation, PodPhase, WorkerPod
 from mend.presence import ENDED, has_finished
-from mend.protocol import CONTROLLER_NAME, ExitCode
 from mend.records import closed
 from mend.spec import Spec
+from mend.status import RunPhase
 from mend.transitions import failed, next_attempt, with_actions
 
 PREDECESSORS_SECONDS = 60.0  # what they save later is not taken up

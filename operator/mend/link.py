@@ -13,9 +13,9 @@ from typing import Final
 from mend.backoff import Backoff
 from mend.dial import UNDECODABLE, AgentError, Dialer, Target
 from mend.heard import is_stale
+from mend.heartbeats import Heartbeat, StreamMessage, decode_stream
 from mend.lines import LineSplitter, LineTooLong
-from mend.model import AgentView
-from mend.protocol import Heartbeat, StreamMessage, decode_stream
+from mend.observation import AgentView
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Final
 
-from mend.model import LossStanding
-from mend.protocol import Point
+from mend.heartbeats import LOSS, Point
+from mend.learnt import LossStanding
 from mend.spec import LossSpike
 
-CURVE: Final = "loss"
 KEPT_POINTS: Final = 4096  # of the past, for an attempt that begins further back
 _NORMAL: Final = 1.4826  # from the median of distances to a standard deviation
 _REFRESHES: Final = 16  # of the median, while a whole window goes by: it need not follow every point
@@ -47,7 +46,7 @@ class LossWatch:
             self._above, self._newest, self._middle, self._until_refresh = [], None, None, 0
         for point in points:
             heard = self._newest is not None and point.step <= self._newest.step  # a stream anew tells all again
-            if point.name == CURVE and point.loss is not None and not heard:
+            if point.name == LOSS and point.loss is not None and not heard:
                 while self._past and self._past[-1].step >= point.step:
                     self._past.pop()
                 self._take(point, point.loss)

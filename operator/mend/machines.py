@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from mend import strikes
-from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, NodeCheck, Observation, Strike, Tier
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier
+from mend.observation import Observation
 from mend.presence import workers_of
 from mend.spec import NodeChecks, Spec
+from mend.status import NodeCheck
 
 SURE = 0.8
 CERTAIN = 0.98  # of a verdict that leaves nothing to be checked

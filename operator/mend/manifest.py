@@ -16,7 +16,9 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from mend.protocol import Ancestor, Message, checkpoint_key
+from mend.keys import checkpoint_key
+from mend.protocol import Message
+from mend.states import Ancestor
 
 MANIFEST_VERSION: Final = 1
 DIGEST_ALGORITHM: Final = "xxh3-128"

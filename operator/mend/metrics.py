@@ -14,8 +14,10 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from mend.model import AgentView, IncidentRecord, Observation, RunPhase, RunStatus
-from mend.protocol import RankReport, SaveReport
+from mend.heartbeats import RankReport, SaveReport
+from mend.incidents import IncidentRecord
+from mend.observation import AgentView, Observation
+from mend.status import RunPhase, RunStatus
 
 # From a crash pushed by pidfd (tens of ms) to a node that comes back after minutes.
 SECONDS_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -16,10 +16,14 @@ from typing import Literal
 from msgspec.structs import replace
 
 from mend import machines, strikes
-from mend.model import MAX_STRIKES, Decision, EmitEvent, NodeCheck, Observation, RunStatus, SendCheck
-from mend.protocol import WAY_FIGURE, Checked, agent_url
+from mend.actions import Decision, EmitEvent, SendCheck
+from mend.observation import Observation
+from mend.orders import WAY_FIGURE, Checked
+from mend.protocol import agent_url
+from mend.records import recorded
 from mend.seats import seats
 from mend.spec import Spec
+from mend.status import MAX_STRIKES, NodeCheck, RunStatus
 from mend.transitions import with_actions
 
 CHECK_SECONDS = 20.0  # at the most; measuring takes 3 of them, importing torch the rest where a machine is slow
@@ -83,15 +87,14 @@ def _orders(seen: Observation, check: NodeCheck, workers: Sequence[int]) -> tupl
     """Orders to measure; repeated to who has not answered, which begins no second check."""
     return tuple(
         SendCheck(
-            worker=worker,
+            worker=agent.worker,
             pod_uid=agent.pod_uid,
             attempt=seen.status.attempt,
             round=check.round,
             seconds=CHECK_SECONDS,
-            neighbours=_neighbours(seen, check, worker),
+            neighbours=_neighbours(seen, check, agent.worker),
         )
-        for worker in workers
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        for agent in seen.connected(workers)
     )
 
 
@@ -175,5 +178,4 @@ def _with_reasons(status: RunStatus, reasons: tuple[str, ...]) -> RunStatus:
     record = status.open_incident
     if record is None:
         return status
-    told = replace(record, reasons=(*record.reasons, *reasons))
-    return replace(status, incidents=tuple(told if each.id == record.id else each for each in status.incidents))
+    return recorded(status, replace(record, reasons=(*record.reasons, *reasons)))

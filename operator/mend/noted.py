@@ -5,14 +5,18 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
+from mend.actions import EmitEvent
 from mend.conditions import with_condition, without_condition
 from mend.diagnose import limits_now
-from mend.model import MAX_STRIKES, CheckpointStatus, EmitEvent, Observation, Origin, RunStatus, Strike, WorkerCounts
+from mend.heartbeats import Heartbeat
+from mend.incidents import Origin, Strike
+from mend.observation import Observation
 from mend.presence import gang_step, is_ready, is_silent, places, suspects
-from mend.protocol import CheckpointRef, Heartbeat
 from mend.restore import lineage_cut_at, on_lineage
 from mend.snapshots import with_memory_limit
 from mend.spec import Spec
+from mend.states import CheckpointRef
+from mend.status import MAX_STRIKES, CheckpointStatus, RunStatus, WorkerCounts
 from mend.stragglers import stragglers
 from mend.strikes import kept, lifted
 from mend.watchdog import in_force

@@ -9,17 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from mend import nodehealth
-from mend.agents import Target
 from mend.crstatus import UnreadableStatus, from_resource
-from mend.model import Observation, PodPhase, WorkerPod
-from mend.protocol import (
-    AGENT_PORT,
-    ANNOTATION_AVOIDS,
-    ANNOTATION_SAVE_NOW,
-    LABEL_ATTEMPT,
-    LABEL_WORKER,
-    TRAINER_CONTAINER,
-)
+from mend.dial import Target
+from mend.names import ANNOTATION_AVOIDS, ANNOTATION_SAVE_NOW, LABEL_ATTEMPT, LABEL_WORKER, TRAINER_CONTAINER
+from mend.observation import Observation, PodPhase, WorkerPod
+from mend.protocol import AGENT_PORT
 
 JsonObject = Mapping[str, Any]
 LOG_LINES = 20

@@ -9,7 +9,8 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from mend.protocol import ANNOUNCEMENTS_FOLDER, INCIDENTS_FOLDER, OWNER_KEY, TOKENIZERS_FOLDER, Message
+from mend.keys import ANNOUNCEMENTS_FOLDER, INCIDENTS_FOLDER, OWNER_KEY, TOKENIZERS_FOLDER
+from mend.protocol import Message
 from mend.store import AlreadyExists, NotFound, Store, StoreError
 
 _LOOKED_AT: Final = 1000  # keys at the most: as many as a store lists at once

@@ -19,13 +19,16 @@ from mend.agents import RunKey
 from mend.catalog import Catalog
 from mend.kube.client import SECRETS, KubeClient
 from mend.kube.errors import ApiError, NotFound
+from mend.listing import StoredCheckpoint, StoreView
 from mend.manifest import signing_key
-from mend.model import AgentView, RunStatus, StoredCheckpoint, StoreView
+from mend.names import AUTHORITY_SECRET_KEY, SIGNING_SECRET_KEY
+from mend.observation import AgentView
 from mend.observe import decoded
 from mend.ownership import Owner
-from mend.protocol import AUTHORITY_SECRET_KEY, SIGNING_SECRET_KEY, CheckpointRef
 from mend.restore import MAX_CANDIDATES, candidates
 from mend.spec import Checkpointing
+from mend.states import CheckpointRef
+from mend.status import RunStatus
 from mend.store import Credentials, StoreError, open_store
 
 log = logging.getLogger(__name__)
@@ -166,8 +169,8 @@ class Prefixes:
         prefix.spoilt.update(beat.quarantined)
         if beat.restored is not None and beat.restored.uri:
             prefix.verified.add(beat.restored.uri)
-        # Until its launch an attempt stands on the line of the one that it follows, whose last words count.
-        current = status.attempt if status.follows is None else status.follows
+        # Also of the one before a launch: its last words count.
+        current = status.attempt_of_line
         if beat.save is not None and beat.save.committed is not None and beat.attempt == current:
             ref = beat.save.committed
             at = now - beat.save.committed_age_seconds

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from math import inf
 
 from mend import culprit
-from mend.model import (
-    AgentView,
-    FailureClass,
-    Incident,
-    IncidentKind,
-    Observation,
-    PodPhase,
-    RunStatus,
-    Verdict,
-    WorkerPod,
-)
-from mend.protocol import FATAL_EXIT_CODES, ExitCode, Phase, RankReport
+from mend.exitcodes import FATAL_EXIT_CODES, ExitCode
+from mend.heartbeats import Phase, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
 from mend.spec import Spec
+from mend.status import RunStatus
 from mend.watchdog import until_bounds
 
 SUSPECT_HEARTBEATS = 3
@@ -60,6 +53,11 @@ def ranks_of(spec: Spec, seen: Observation, worker: int) -> tuple[int, ...]:
     size = spec.workers.ranks_per_worker
     first = seen.status.participants.index(worker) * size
     return tuple(range(first, first + size))
+
+
+def world_size(spec: Spec, seen: Observation) -> int:
+    """How many ranks this attempt has."""
+    return spec.workers.ranks_per_worker * len(seen.status.participants)
 
 
 def workers_of(spec: Spec, seen: Observation, ranks: tuple[int, ...]) -> tuple[int, ...]:

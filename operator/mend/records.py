@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mend.actions import KeepEvidence
 from mend.goodput import book_lost_steps
+from mend.incidents import Incident, IncidentKind, IncidentRecord, Tier
+from mend.keys import incident_key
 from mend.machines import culprits, nodes_of
-from mend.model import (
-    MAX_INCIDENTS,
-    Incident,
-    IncidentKind,
-    IncidentRecord,
-    KeepEvidence,
-    Observation,
-    RunStatus,
-    Tier,
-)
+from mend.observation import Observation
 from mend.presence import gang_step
-from mend.protocol import incident_key
 from mend.spec import Spec
+from mend.status import MAX_INCIDENTS, RunStatus
 
 GATHER_SECONDS = 2.0
 LAST_WORDS_CHARACTERS = 8192  # the last of a traceback says most

@@ -5,33 +5,21 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from mend import machines, strikes, tiers
+from mend.actions import AnyAction, Decision, EmitEvent, LiftStrikes, SendGather
 from mend.assembling import assemble
 from mend.diagnose import diagnose, valid_evidence
 from mend.goodput import account, book_detection
-from mend.model import (
-    MAX_STRIKES,
-    AnyAction,
-    Decision,
-    EmitEvent,
-    FailureClass,
-    Incident,
-    IncidentRecord,
-    LiftStrikes,
-    Observation,
-    RunPhase,
-    RunStatus,
-    SendGather,
-    Strike,
-    Tier,
-)
+from mend.incidents import FailureClass, Incident, IncidentRecord, Strike, Tier
 from mend.nodechecks import begun_anew
 from mend.noted import with_progress
+from mend.observation import Observation
 from mend.presence import gang_step
 from mend.records import GATHER_SECONDS, event_reason, judged, kept, last_words, opened, recorded, under_inquiry
 from mend.restore import roll_back_limit
 from mend.rules import rule_for
 from mend.ruleset import Rule, RuleAction
 from mend.spec import Spec
+from mend.status import MAX_STRIKES, RunPhase, RunStatus
 from mend.transitions import failed, next_attempt, with_actions
 
 PUNCTUAL_SECONDS = 0.5  # who waits for answers looks at them that soon after their time is up
@@ -66,9 +54,8 @@ def recovering(spec: Spec, seen: Observation, now: float) -> Decision | None:
 def _inquire(seen: Observation, record: IncidentRecord) -> Decision:
     """Asks all participants at once; a lost question costs the verdict, not the recovery."""
     asks = tuple(
-        SendGather(worker=worker, pod_uid=agent.pod_uid, attempt=seen.status.attempt, seconds=GATHER_SECONDS)
-        for worker in seen.status.participants
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        SendGather(worker=agent.worker, pod_uid=agent.pod_uid, attempt=seen.status.attempt, seconds=GATHER_SECONDS)
+        for agent in seen.connected(seen.status.participants)
     )
     event = EmitEvent(type="Warning", reason=event_reason(record), message=record.summary)
     return Decision(

@@ -6,14 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from mend.model import Observation
-from mend.protocol import (
-    AGENT_COMMAND,
-    AGENT_PORT,
-    AGENT_PORT_NAME,
-    ANNOTATION_AVOIDS,
-    API_VERSION,
-    AUTHORITY_SECRET_KEY,
+from mend.environment import (
     ENV_AGENT_PORT,
     ENV_GRACE_SECONDS,
     ENV_HEARTBEAT_SECONDS,
@@ -29,6 +22,13 @@ from mend.protocol import (
     ENV_TOKEN,
     ENV_WORKER,
     ENV_WORKERS,
+)
+from mend.names import (
+    AGENT_COMMAND,
+    AGENT_PORT_NAME,
+    ANNOTATION_AVOIDS,
+    API_VERSION,
+    AUTHORITY_SECRET_KEY,
     KIND,
     LABEL_ATTEMPT,
     LABEL_MANAGED_BY,
@@ -39,6 +39,8 @@ from mend.protocol import (
     TOKEN_SECRET_KEY,
     TRAINER_CONTAINER,
 )
+from mend.observation import Observation
+from mend.protocol import AGENT_PORT
 from mend.spec import Spec
 
 JsonObject = dict[str, Any]

@@ -6,9 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mend.model import Origin, RunStatus, Score, StoredCheckpoint, StoredSave
-from mend.protocol import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
+from mend.incidents import Origin
+from mend.listing import StoredCheckpoint, StoredSave
 from mend.spec import Checkpointing, KeepBest
+from mend.states import MEMORY_SCHEME, Ancestor, CheckpointRef, Held, Holder
+from mend.status import RunStatus, Score
 
 MAX_CANDIDATES = 5  # of those in the store
 MAX_IN_MEMORY = 2  # as many as a rank has slots
@@ -61,7 +63,7 @@ def _line(uid: str, status: RunStatus, sound: Sequence[StoredCheckpoint]) -> tup
     A run without an attempt yet (a new TrainingRun on the prefix of an earlier one of its name, or one whose status
     was lost) takes up the line of the latest attempt found there.
     """
-    attempt = status.attempt if status.follows is None else status.follows
+    attempt = status.attempt_of_line
     if attempt > 0 or not sound:
         return uid, attempt, status.lineage
     head = max(sound, key=lambda each: (each.run_uid == uid, each.ref.attempt, each.committed_at, each.ref.step))

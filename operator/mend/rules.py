@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mend.culprit import signal_name
-from mend.model import Incident, Observation, WorkerPod
+from mend.heartbeats import RankReport
+from mend.incidents import Incident
+from mend.observation import Observation, WorkerPod
 from mend.patterns import is_in
 from mend.presence import workers_of
-from mend.protocol import RankReport
 from mend.ruleset import NodeCondition, Rule
 from mend.spec import Spec
 

@@ -10,10 +10,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mend.model import AnyAction, EmitEvent, Observation, RunStatus, SaveWish, SendSaveNow, WishState
+from mend.actions import AnyAction, EmitEvent, SendSaveNow
+from mend.heartbeats import SaveReport
+from mend.observation import Observation
 from mend.presence import gang_step
-from mend.protocol import SaveReport
 from mend.spec import Checkpointing
+from mend.status import RunStatus, SaveWish, WishState
 
 TIMES: Final = 3
 AGAIN_SECONDS: Final = 30.0  # beyond what the last save took

@@ -12,9 +12,11 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from mend.model import Evaluation, Observation, RunStatus, Score, StoredCheckpoint
+from mend.listing import StoredCheckpoint
+from mend.observation import Observation
 from mend.restore import best_first, on_lineage
 from mend.spec import Checkpointing
+from mend.status import Evaluation, RunStatus, Score
 
 NEWEST: Final = 8  # evaluations that outlive their attempt: it may have saved with its last breath
 RESERVE: Final = 2  # times as many scores as are wanted: the best may be quarantined
@@ -54,7 +56,6 @@ def _is_newer(score: Score, heard: Sequence[Evaluation]) -> bool:
 
 
 def _is_on_line(status: RunStatus, each: Evaluation) -> bool:
-    attempt = status.attempt if status.follows is None else status.follows
-    return each.attempt == attempt or any(
+    return each.attempt == status.attempt_of_line or any(
         each.attempt == link.attempt and each.step <= link.step for link in status.lineage
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mend import machines
-from mend.model import Observation
+from mend.observation import Observation
 from mend.presence import ENDED, is_going, is_ready, is_silent, places
 from mend.spec import Spec
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mend.protocol import Evidence, RankEvidence
+from mend.evidence import Evidence, RankEvidence
 
 LONGEST_SECONDS = 30.0  # memory that lasts longer is not what the gang stands still for
 MARGIN = 3.0  # the pace was seen for a moment, and slows down as the kernel looks for memory to take back

@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from mend.interval import why
-from mend.model import LimitInForce, Observation, RunPhase, RunStatus, Straggler, WorkerPod
 from mend.noted import accepted_spec
+from mend.observation import Observation, WorkerPod
 from mend.observe import Unreadable
-from mend.protocol import CheckpointRef
 from mend.snapshots import in_bytes
 from mend.spec import Spec
+from mend.states import CheckpointRef
+from mend.status import LimitInForce, RunPhase, RunStatus, Straggler
 from mend.story import headline, start, tell_incident, tell_ledger
 from mend.strikes import in_words
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
 
 from msgspec.structs import replace
 
 from mend.buddies import Location, buddies
 from mend.conditions import with_condition, without_condition
 from mend.fields import parse_bytes
-from mend.model import MemoryStatus, Observation, RunStatus
+from mend.heartbeats import Heartbeat
+from mend.incidents import open_in_a_row
+from mend.names import TRAINER_CONTAINER
+from mend.observation import Observation
 from mend.presence import is_ready
-from mend.protocol import TRAINER_CONTAINER, Heartbeat, Holder, saver_url
+from mend.protocol import saver_url
 from mend.restore import MAX_HOLDERS, Candidate, MemorySave, WorkerMemory, holders, planned, saves_in_memory
 from mend.spec import Spec
+from mend.states import Holder
+from mend.status import MemoryStatus, RunStatus
 
 WORD_SECONDS = 1.0  # how long a launch waits at most to hear what workers hold
 MEMORY_TRIES = 2  # recoveries in a row that may begin from memory: what breaks them may be what lies there
@@ -112,8 +116,7 @@ def _stepped(beat: Heartbeat) -> int:
 
 def _is_trusted(status: RunStatus) -> bool:
     """Whether the recoveries before have not failed again and again: then only the store is."""
-    failed = takewhile(lambda each: each.is_open, reversed(status.incidents))
-    return len(list(failed)) <= MEMORY_TRIES
+    return open_in_a_row(status.incidents) <= MEMORY_TRIES
 
 
 def _spoilt(seen: Observation) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from typing import Any, TypeGuard
 import msgspec
 
 from mend.fields import Fields, parse_duration
-from mend.protocol import AGENT_PORT, CONTROLLER_NAME, TRAINER_CONTAINER, CheckpointPlan
+from mend.names import CONTROLLER_NAME, TRAINER_CONTAINER
+from mend.orders import CheckpointPlan
+from mend.protocol import AGENT_PORT
 from mend.ruleset import Rule, parse_rules
 
 # Digits are counted: int() raises on absurd numbers.
@@ -390,28 +392,22 @@ def _keep_best(fields: Fields) -> KeepBest:
     return best
 
 
-def _pause(fields: Fields) -> float | None:
-    text = fields.text("pause", "auto")
-    if text == "auto":
-        return None
-    length = parse_duration(text)
-    if length is None:
-        fields.problem("pause", text, "a duration such as '2s', or 'auto'")
-        return None
-    return length.total_seconds()
-
-
 def _interval(fields: Fields) -> tuple[int | None, float | None]:
     text = fields.text("interval", "10m")
-    if text == "auto":
-        return None, None
     if steps := _STEPS.fullmatch(text):
         return int(steps[1]), None
+    return None, _auto_or_seconds(fields, "interval", text, "a duration such as '10m', '500 steps', or 'auto'")
+
+
+def _auto_or_seconds(fields: Fields, field: str, text: str, expected: str) -> float | None:
+    """A duration in seconds; None for 'auto', and for what is neither."""
+    if text == "auto":
+        return None
     length = parse_duration(text)
     if length is None:
-        fields.problem("interval", text, "a duration such as '10m', '500 steps', or 'auto'")
-        return None, FIRST_INTERVAL_SECONDS
-    return None, length.total_seconds()
+        fields.problem(field, text, expected)
+        return None
+    return length.total_seconds()
 
 
 def _health(fields: Fields) -> Health:
@@ -432,7 +428,9 @@ def _health(fields: Fields) -> Health:
             first_step_seconds=limits.seconds("firstStep", "15m"),
             floor_seconds=limits.seconds("floor", "150ms"),
             ceiling_seconds=limits.seconds("ceiling", "10m"),
-            pause_seconds=_pause(limits),
+            pause_seconds=_auto_or_seconds(
+                limits, "pause", limits.text("pause", "auto"), "a duration such as '2s', or 'auto'"
+            ),
             saving_seconds=limits.seconds("saving", "10m"),
             evaluating_seconds=limits.seconds("evaluating", "1h"),
         ),

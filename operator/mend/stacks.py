@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mend.protocol import RankEvidence
+from mend.evidence import RankEvidence
 
 LIBRARIES = ("/lib/python", "/site-packages/", "/dist-packages/", "<frozen ")
 BUSY_SHARE = 0.25  # of the time between two looks; who waits uses none, who computes shares the CPU with others

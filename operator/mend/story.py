@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import assert_never
 
-from mend.model import IncidentRecord, Origin, RunStatus, Tier
+from mend.incidents import IncidentRecord, Origin, Tier
+from mend.status import RunStatus
 
 
 def tell(name: str, status: RunStatus) -> Iterator[str]:

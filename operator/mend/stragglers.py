@@ -11,8 +11,9 @@ from collections import deque
 from statistics import median
 from typing import Final
 
-from mend.model import Pace, Straggler
-from mend.protocol import Heartbeat, RankReport
+from mend.heartbeats import Heartbeat, RankReport
+from mend.learnt import Pace
+from mend.status import Straggler
 
 ROUND_STEPS: Final = 10
 ROUNDS: Final = 3

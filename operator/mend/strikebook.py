@@ -12,10 +12,10 @@ from typing import Final
 import msgspec
 
 from mend import strikes
+from mend.incidents import Strike
 from mend.kube.client import CONFIG_MAPS, Json, KubeClient
 from mend.kube.errors import AlreadyExists, Conflict, NotFound
 from mend.kube.reflector import Reflector
-from mend.model import Strike
 
 log = logging.getLogger(__name__)
 

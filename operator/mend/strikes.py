@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from mend.model import Strike
+from mend.incidents import Strike
 
 BURST_SECONDS = 600.0  # what one run says against a node within this time is one complaint
 MAX_EXCLUDED = 64  # nodes: a pod that avoids more than that is beyond what a scheduler should be asked

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mend import machines, strikes
-from mend.model import FailureClass, Incident, IncidentKind, IncidentRecord, Observation, RunStatus, Strike, Tier
-from mend.presence import ENDED, workers_of
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier, open_in_a_row
+from mend.observation import Observation
+from mend.presence import ENDED, workers_of, world_size
 from mend.restore import candidates, roll_back_limit
 from mend.ruleset import Rule, RuleAction
 from mend.spec import FirstTier, Spec
+from mend.status import RunStatus
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 60.0
@@ -60,7 +62,39 @@ def choose(
 
 def _gives_up(case: Case) -> str:
     """Early, when trying again cannot help: that is kindness, the traceback is all there is."""
-    return _why_give_up(case.spec, case.seen, case.incident, case.earlier, case.now, case.rule)
+    spec, seen, incident, rule = case.spec, case.seen, case.incident, case.rule
+    if rule is not None and rule.action is RuleAction.FAIL_RUN:
+        return "as the rule says"
+    if rule is None:  # whoever wrote a rule knows better what can help
+        if incident.fatal:
+            return "trying again cannot help"
+        if _has_come_again(case):
+            return f"the same failure twice ({incident.fingerprint})"
+    budget = budget_of(spec, incident.failure)
+    spent = seen.status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, case.now)
+    if draws(rule) and len(spent) >= budget:
+        remedy = f"raise spec.recovery.budgets.{incident.failure}"
+        return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
+    left = candidates(seen.uid, seen.status, seen.store.checkpoints)
+    if incident.kind is IncidentKind.DIVERGED:
+        stored = seen.store.checkpoints
+        if roll_back_limit(seen.uid, seen.status, stored, incident.sound_before) is None:
+            before = "the newest" if incident.sound_before is None else f"step {incident.sound_before}"
+            return f"there is no checkpoint before {before} to roll back to"
+    if incident.kind is IncidentKind.CORRUPT and not left and seen.store.checkpoints:
+        return "no checkpoint of the run can be read any more; point spec.checkpoint.uri of a new run elsewhere"
+    return ""
+
+
+def _has_come_again(case: Case) -> bool:
+    """Whether the same code has failed in the same way at the same step, so that a third try would be no other.
+
+    Who has not stepped yet could be anywhere: the same words are then the same failure only if no step lies between.
+    """
+    incident, window = case.incident, case.spec.recovery.budgets.window_seconds
+    lately = [each for each in case.earlier if case.now - each.detected_at < window]
+    alike = [each for each in lately if each.fingerprint == incident.fingerprint]
+    return bool(incident.fingerprint) and any(each.is_open or not incident.before_stepping for each in alike)
 
 
 def _has_diverged(case: Case) -> str:
@@ -72,7 +106,15 @@ def _has_diverged(case: Case) -> str:
 
 
 def _is_struck_enough(case: Case) -> str:
-    return _why_exclude(case.spec, case.seen, case.given, case.now)
+    """A node is to be kept away from once it has these strikes."""
+    limit, book = case.spec.recovery.node_strikes.limit, strikes.merged(machines.book(case.seen), case.given)
+    for node in dict.fromkeys(each.node for each in case.given):
+        if strikes.is_excluded(book, node, limit, case.now):
+            against = strikes.counting(book, node, case.now)
+            if decisive := next((each.reason for each in against if each.decisive), ""):
+                return f"{node}: {decisive}"
+            return f"{node} has {len(against)} strikes of {limit}"
+    return ""
 
 
 def _is_gone(case: Case) -> str:
@@ -133,63 +175,10 @@ TABLE: tuple[tuple[Tier, Callable[[Case], str]], ...] = (
 )
 
 
-def _why_exclude(spec: Spec, seen: Observation, given: Sequence[Strike], now: float) -> str:
-    """Why a node is to be kept away from once it has these strikes; "" if none is."""
-    limit, book = spec.recovery.node_strikes.limit, strikes.merged(machines.book(seen), given)
-    for node in dict.fromkeys(each.node for each in given):
-        if strikes.is_excluded(book, node, limit, now):
-            against = strikes.counting(book, node, now)
-            if decisive := next((each.reason for each in against if each.decisive), ""):
-                return f"{node}: {decisive}"
-            return f"{node} has {len(against)} strikes of {limit}"
-    return ""
-
-
-def _why_give_up(
-    spec: Spec,
-    seen: Observation,
-    incident: Incident,
-    earlier: Sequence[IncidentRecord],
-    now: float,
-    rule: Rule | None,
-) -> str:
-    if rule is not None and rule.action is RuleAction.FAIL_RUN:
-        return "as the rule says"
-    if rule is None:  # whoever wrote a rule knows better what can help
-        if incident.fatal:
-            return "trying again cannot help"
-        if _has_come_again(spec, incident, earlier, now):
-            return f"the same failure twice ({incident.fingerprint})"
-    budget = budget_of(spec, incident.failure)
-    spent = seen.status.spent_within(incident.failure, spec.recovery.budgets.window_seconds, now)
-    if draws(rule) and len(spent) >= budget:
-        remedy = f"raise spec.recovery.budgets.{incident.failure}"
-        return f"the budget of {budget} for failures of class {incident.failure} is used up ({remedy})"
-    left = candidates(seen.uid, seen.status, seen.store.checkpoints)
-    if incident.kind is IncidentKind.DIVERGED:
-        stored = seen.store.checkpoints
-        if roll_back_limit(seen.uid, seen.status, stored, incident.sound_before) is None:
-            before = "the newest" if incident.sound_before is None else f"step {incident.sound_before}"
-            return f"there is no checkpoint before {before} to roll back to"
-    if incident.kind is IncidentKind.CORRUPT and not left and seen.store.checkpoints:
-        return "no checkpoint of the run can be read any more; point spec.checkpoint.uri of a new run elsewhere"
-    return ""
-
-
-def _has_come_again(spec: Spec, incident: Incident, earlier: Sequence[IncidentRecord], now: float) -> bool:
-    """Whether the same code has failed in the same way at the same step, so that a third try would be no other.
-
-    Who has not stepped yet could be anywhere: the same words are then the same failure only if no step lies between.
-    """
-    window = spec.recovery.budgets.window_seconds
-    alike = [each for each in earlier if each.fingerprint == incident.fingerprint and now - each.detected_at < window]
-    return bool(incident.fingerprint) and any(each.is_open or not incident.before_stepping for each in alike)
-
-
 def to_keep(spec: Spec, seen: Observation, incident: Incident) -> tuple[int, ...]:
     """The ranks whose processes can stay: all but the culprits', if each of them can; none otherwise."""
     is_of_ranks = incident.kind in (IncidentKind.CRASHED, IncidentKind.HUNG) and incident.verdict.is_known
-    if not is_of_ranks or len(seen.ranks) < spec.workers.ranks_per_worker * len(seen.status.participants):
+    if not is_of_ranks or len(seen.ranks) < world_size(spec, seen):
         return ()
     others = [rank for rank in seen.ranks if rank.rank not in incident.verdict.ranks]
     return tuple(rank.rank for rank in others) if all(rank.can_rejoin for rank in others) else ()
@@ -221,16 +210,6 @@ def budget_of(spec: Spec, failure: FailureClass) -> int:
         FailureClass.HANG: budgets.hang,
         FailureClass.PREEMPTION: budgets.preemption,
     }[failure]
-
-
-def open_in_a_row(incidents: Sequence[IncidentRecord]) -> int:
-    """How many of the latest incidents the run is not yet back from: all but the first broke a recovery."""
-    count = 0
-    for incident in reversed(incidents):
-        if not incident.is_open:
-            break
-        count += 1
-    return count
 
 
 def launch_delay_seconds(status: RunStatus) -> float:

@@ -6,24 +6,14 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from mend.actions import AnyAction, Decision, EmitEvent, PruneCheckpoints, SendSaveNow, SendStop, SweepLeftovers
 from mend.assembling import assemble, missing_objects, removals, runs_ranks, strikes_to_tell
 from mend.diagnose import seconds_until_diagnosis
 from mend.goodput import account
 from mend.interval import interval_in_force
-from mend.model import (
-    AnyAction,
-    Decision,
-    EmitEvent,
-    Observation,
-    PruneCheckpoints,
-    RunPhase,
-    RunStatus,
-    SendSaveNow,
-    SendStop,
-    SweepLeftovers,
-)
 from mend.noted import newly_slow, with_health, with_progress, with_suspects, with_workers
-from mend.presence import gone, is_ready
+from mend.observation import Observation
+from mend.presence import gone, is_ready, world_size
 from mend.records import closed
 from mend.restore import expendable
 from mend.saving import save_report, saving
@@ -31,6 +21,7 @@ from mend.scores import with_scores
 from mend.seats import seats
 from mend.snapshots import with_memory
 from mend.spec import Spec
+from mend.status import RunPhase, RunStatus
 from mend.story import start
 from mend.transitions import next_attempt
 
@@ -85,8 +76,7 @@ def _may_roll_back(spec: Spec, seen: Observation) -> bool:
 def _has_stepped(spec: Spec, seen: Observation) -> bool:
     """Every rank of the gang has completed a step in this attempt."""
     ranks = seen.ranks
-    size = spec.workers.ranks_per_worker * len(seen.status.participants)
-    return len(ranks) == size and all(rank.steps_done > 0 for rank in ranks)
+    return len(ranks) == world_size(spec, seen) and all(rank.steps_done > 0 for rank in ranks)
 
 
 def _back(status: RunStatus, seen: Observation, now: float) -> RunStatus:
@@ -116,9 +106,8 @@ def _save_before_they_go(status: RunStatus, seen: Observation) -> tuple[RunStatu
     if not fresh:
         return status, ()
     asks = tuple(
-        SendSaveNow(worker=worker, pod_uid=agent.pod_uid, attempt=status.attempt)
-        for worker in status.participants
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        SendSaveNow(worker=agent.worker, pod_uid=agent.pod_uid, attempt=status.attempt)
+        for agent in seen.connected(status.participants)
     )
     message = f"{'; '.join(fresh[:SAID_NOTICES])}: all ranks save at the end of this step"
     return status, (*asks, EmitEvent(type="Normal", reason="SavingEarly", message=message))
@@ -154,14 +143,13 @@ def _resize(spec: Spec, seen: Observation, why: str, now: float) -> Decision:
     patience = spec.health.limits.saving_seconds
     stops = tuple(
         SendStop(
-            worker=worker,
+            worker=agent.worker,
             pod_uid=agent.pod_uid,
             attempt=seen.status.attempt,
             reason=why,
             grace_seconds=patience,
         )
-        for worker in seen.status.participants
-        if (agent := seen.agent_of(worker)) is not None and agent.connected
+        for agent in seen.connected(seen.status.participants)
     )
     status = replace(with_progress(account(seen.status, now), seen), saving_until=now + patience)
     event = EmitEvent(type="Normal", reason="Resizing", message=f"{why}: saving, then going on with another gang")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mend.actions import AnyAction, Decision, EmitEvent
 from mend.conditions import with_condition
 from mend.goodput import account
-from mend.model import AnyAction, Decision, EmitEvent, Observation, RunPhase, RunStatus
+from mend.observation import Observation
 from mend.restore import latest_attempt
+from mend.status import RunPhase, RunStatus
 
 
 def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
@@ -22,7 +24,7 @@ def next_attempt(seen: Observation, now: float, phase: RunPhase) -> RunStatus:
         attempt=max(status.attempt, known) + 1,
         attempt_started_at=now,
         phase=phase,
-        follows=status.attempt if status.follows is None else status.follows,
+        follows=status.attempt_of_line,
         participants=(),
         restore=(),
         keep=(),

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 import xxhash
 
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, PINNED_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.manifest import (
     DIGEST_ALGORITHM,
     Chunk,
@@ -29,14 +30,7 @@ from mend.manifest import (
     decode_manifest,
     misplacement,
 )
-from mend.protocol import (
-    DCP_METADATA_NAME,
-    MANIFEST_NAME,
-    PINNED_NAME,
-    QUARANTINE_NAME,
-    VERIFIED_NAME,
-    Message,
-)
+from mend.protocol import Message
 from mend.store import Entry, NotFound, Store
 from mend.store.parallel import ahead
 

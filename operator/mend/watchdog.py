@@ -19,9 +19,10 @@ from typing import NamedTuple, assert_never
 
 from msgspec.structs import replace
 
-from mend.model import LimitInForce, StepTimes
-from mend.protocol import Phase, RankReport
+from mend.heartbeats import Phase, RankReport
+from mend.learnt import StepTimes
 from mend.spec import Limits
+from mend.status import LimitInForce
 
 ENOUGH_STEPS = 8
 EARLY_STEPS_ALLOWED = 10.0  # of the longest, while samples are few, and of the longest gap in a phase

@@ -15,13 +15,15 @@ from typing import Any, Final
 from mend.apply import TRAINING_RUNS
 from mend.catalog import Catalog
 from mend.crstatus import UnreadableStatus, from_resource
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import SAVE_FOLDER
 from mend.kube.client import KubeClient
 from mend.kube.errors import ApiError
+from mend.listing import StoredCheckpoint
 from mend.manifest import signing_key
-from mend.model import RunStatus, StoredCheckpoint
 from mend.ownership import Owner, PrefixOwned, owner_of
-from mend.protocol import ENV_SIGNING_KEY, SAVE_FOLDER
 from mend.restore import on_lineage
+from mend.status import RunStatus
 from mend.store import Store, StoreError, open_store
 
 STORE_SECONDS: Final = 15.0

@@ -14,8 +14,8 @@ from typing import Any, Final
 from mend.apply import TRAINING_RUNS
 from mend.crstatus import from_resource
 from mend.kube.client import KubeClient
-from mend.model import RunStatus, WishState
-from mend.protocol import ANNOTATION_SAVE_NOW
+from mend.names import ANNOTATION_SAVE_NOW
+from mend.status import RunStatus, WishState
 from mend.whereabouts import Refused, add_cluster, told
 
 POLL_SECONDS: Final = 0.5

@@ -10,8 +10,8 @@ import pytest
 
 from cluster import PROGRAMS, TrainingCluster, training_cluster
 from mend.cli import main
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Tier
 from mend.journal import read_curve
-from mend.model import FailureClass, IncidentKind, IncidentRecord, Tier
 
 NAME = "faulty"
 

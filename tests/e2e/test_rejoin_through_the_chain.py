@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import TrainingCluster, training_cluster
-from mend.model import IncidentKind, IncidentRecord, Origin, Tier
+from mend.incidents import IncidentKind, IncidentRecord, Origin, Tier
 
 NAME = "staying"
 TRAINER = ["python", "-m", "mend_trainer.train", "--set", "steps=1000000", "--set", "micro_batch=2"]

@@ -14,7 +14,8 @@ import pytest
 
 from cluster import TrainingCluster, is_alive, needs_kubectl, training_cluster
 from cluster_client import Kubectl
-from mend.model import IncidentKind, RunPhase, Tier
+from mend.incidents import IncidentKind, Tier
+from mend.status import RunPhase
 
 pytestmark = [pytest.mark.needs_kubectl, needs_kubectl]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster import HERE, TrainingCluster, training_cluster
-from mend.model import Tier
+from mend.incidents import Tier
 from mend.strikebook import BOOK_NAME, read
 from mend_local.nodes import live_status
 

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from agents_real import STEPS, AgentClient, an_agent, at_step, has_exit, is_running, launched, named, warm
-from mend.protocol import Evidence, Heartbeat, Phase, RankEvidence, RankReport
+from mend.evidence import Evidence, RankEvidence
+from mend.heartbeats import Heartbeat, Phase, RankReport
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -24,8 +24,10 @@ from agents_real import (
     warm,
 )
 from memory_cgroup import limited_memory
-from mend import protocol
-from mend.protocol import AgentState, ExitCode, Stop
+from mend.environment import ENV_GRACE_SECONDS, ENV_HEARTBEAT_SECONDS, ENV_TOKEN, ENV_WORKER
+from mend.exitcodes import ExitCode
+from mend.heartbeats import AgentState
+from mend.orders import Stop
 from waiting import eventually
 
 
@@ -51,7 +53,7 @@ async def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
 
 async def test_sigterm_does_not_wait_for_a_rank_that_cannot_save(tmp_path: Path) -> None:
     """A stopped rank will never save: when the grace is over the agent kills it and leaves."""
-    async with an_agent(["python", STEPS], tmp_path, env={protocol.ENV_GRACE_SECONDS: "2"}) as client:
+    async with an_agent(["python", STEPS], tmp_path, env={ENV_GRACE_SECONDS: "2"}) as client:
         await launched(client)
         beat = await client.until(at_step(1))
         os.kill(beat.ranks[1].pid, signal.SIGSTOP)
@@ -120,7 +122,7 @@ async def test_a_gang_over_two_agents_recovers_in_place(tmp_path: Path) -> None:
 
 async def test_the_first_step_of_an_attempt_is_told_at_once(tmp_path: Path) -> None:
     """A recovery is over with it, so no interval is waited for: here heartbeats would be ten minutes apart."""
-    env = {protocol.ENV_HEARTBEAT_SECONDS: "600", "STEP_SECONDS": "4"}
+    env = {ENV_HEARTBEAT_SECONDS: "600", "STEP_SECONDS": "4"}
     async with an_agent(["python", LOOP], tmp_path, env=env) as client:
         await launched(client)
         beat = await client.until(lambda beat: beat.restored and beat.standbys_ready == 2, "nothing else to tell")
@@ -197,11 +199,11 @@ async def test_the_oom_killer_is_named(tmp_path: Path) -> None:
 
 def test_a_bad_environment_is_named_variable_by_variable() -> None:
     """Exit code 78 and one line per bad variable."""
-    environment = {**os.environ, protocol.ENV_WORKER: "two", protocol.ENV_HEARTBEAT_SECONDS: "0"}
-    environment.pop(protocol.ENV_TOKEN, None)
+    environment = {**os.environ, ENV_WORKER: "two", ENV_HEARTBEAT_SECONDS: "0"}
+    environment.pop(ENV_TOKEN, None)
     done = subprocess.run(
         [sys.executable, "-m", "mend_trainer.agent"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == ExitCode.BAD_CONFIG
-    for name in ("command", protocol.ENV_TOKEN, protocol.ENV_WORKER, protocol.ENV_HEARTBEAT_SECONDS):
+    for name in ("command", ENV_TOKEN, ENV_WORKER, ENV_HEARTBEAT_SECONDS):
         assert f"mend-agent: {name}: " in done.stderr

@@ -10,19 +10,9 @@ import pytest
 import pytest_asyncio
 
 from agents_real import STEPS, AgentClient, a_launch, an_agent, at_step, launched, warm
-from mend.protocol import (
-    ORDERS_PATH,
-    STREAM_PATH,
-    Ack,
-    AgentState,
-    Gather,
-    Points,
-    SaveNow,
-    Stop,
-    decode_ack,
-    decode_stream,
-    encode,
-)
+from mend.heartbeats import AgentState, Points, decode_stream
+from mend.orders import Ack, Gather, SaveNow, Stop, decode_ack
+from mend.protocol import ORDERS_PATH, STREAM_PATH, encode
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mend.protocol import ENV_PAGE, ENV_REPORT_FD, ENV_STACKS, Phase, Raised, RankError, decode_report
+from mend.environment import ENV_PAGE, ENV_REPORT_FD, ENV_STACKS
+from mend.heartbeats import Phase, RankError
+from mend.reports import Raised, decode_report
 from mend_trainer.progress import PageReader, create_page
 from mend_trainer.rank import ENV_AGENT_PID
 

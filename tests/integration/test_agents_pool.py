@@ -16,21 +16,14 @@ import pytest
 import fake_agent
 from fake_agent import FakeAgent, a_heartbeat, a_rank, an_agent
 from mend import link
-from mend.agents import AgentPool, AgentUnreachable, OrderRefused, RunKey, Target, Unauthorized
+from mend.agents import AgentPool, RunKey
 from mend.backoff import Backoff
-from mend.model import AgentView
-from mend.protocol import (
-    Ack,
-    AgentState,
-    Evidence,
-    Gather,
-    Point,
-    Points,
-    RankEvidence,
-    RankExit,
-    Stop,
-    encode,
-)
+from mend.dial import AgentUnreachable, OrderRefused, Target, Unauthorized
+from mend.evidence import Evidence, RankEvidence
+from mend.heartbeats import AgentState, Point, Points, RankExit
+from mend.observation import AgentView
+from mend.orders import Ack, Gather, Stop
+from mend.protocol import encode
 from mend.spec import LossSpike
 from waiting import eventually
 

@@ -11,8 +11,9 @@ import boto3
 import pytest
 
 from cluster import HERE, TrainingCluster, training_cluster
-from mend.model import FailureClass, IncidentKind, RunPhase, Tier
-from mend.protocol import API_VERSION, PLURAL
+from mend.incidents import FailureClass, IncidentKind, Tier
+from mend.names import API_VERSION, PLURAL
+from mend.status import RunPhase
 
 RUNS = HERE.of(API_VERSION, PLURAL)
 

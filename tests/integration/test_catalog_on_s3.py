@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mend.catalog import Catalog
-from mend.model import StoreView
+from mend.keys import checkpoint_key
+from mend.listing import StoreView
 from mend.ownership import Owner
-from mend.protocol import checkpoint_key
 from mend.store import Store, Unreachable, open_store
 from mend.store.s3 import S3Store
 from s3 import FaultyProxy, S3Server, ministack, rclone

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agents_real import all_gone
-from mend.protocol import MANIFEST_NAME, checkpoint_key
+from mend.keys import MANIFEST_NAME, checkpoint_key
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from s3 import ministack
 from saving_faults import DURABLE, KINDS, REQUESTS_OF_A_SAVE, Ground, Plan, When, a_plan

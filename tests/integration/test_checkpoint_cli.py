@@ -16,18 +16,13 @@ from crds import crd, sample
 from mend.catalog import Catalog
 from mend.cli import main
 from mend.crstatus import from_resource, to_resource
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import PINNED_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.manifest import signing_key
-from mend.model import CheckpointStatus, RunPhase, RunStatus, SaveWish, WishState
+from mend.names import ANNOTATION_SAVE_NOW, API_VERSION
 from mend.ownership import Owner, claim
-from mend.protocol import (
-    ANNOTATION_SAVE_NOW,
-    API_VERSION,
-    ENV_SIGNING_KEY,
-    PINNED_NAME,
-    QUARANTINE_NAME,
-    VERIFIED_NAME,
-    Ancestor,
-)
+from mend.states import Ancestor
+from mend.status import CheckpointStatus, RunPhase, RunStatus, SaveWish, WishState
 from mend.store import Store, open_store
 from s3 import KEY_ID, SECRET, S3Server, ministack
 from stored_checkpoint import save

@@ -18,19 +18,11 @@ import torch
 import torch.distributed.checkpoint as stock
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, QUARANTINE_NAME
 from mend.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest
-from mend.protocol import (
-    DCP_METADATA_NAME,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    CheckpointPlan,
-    CheckpointRef,
-    Committed,
-    Quarantined,
-    Report,
-    SaveFailed,
-    Skipped,
-)
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Quarantined, Report, SaveFailed, Skipped
+from mend.states import CheckpointRef
 from mend.store import Forbidden, Store, Unreachable, open_store
 from mend.store.files import FileStore
 from mend.store.s3 import S3Store
@@ -339,7 +331,7 @@ def test_a_full_disk_fails_the_save_and_not_the_training(uri: str) -> None:
     """When the disk is full a save fails softly, leaves nothing behind, and the next one that fits works."""
     program = """
 import resource, sys, torch
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.checkpoint import Checkpointer
 reports = []
 keeper = Checkpointer(CheckpointPlan(uri=sys.argv[1]), run="t/r", run_uid="u", attempt=1, report=reports.append)

@@ -18,8 +18,10 @@ from checkpoint_ranks import (
     train_in_memory,
 )
 from gang_of_ranks import Rank, ranks, run_ranks
+from mend.keys import MANIFEST_NAME
 from mend.manifest import decode_manifest
-from mend.protocol import MANIFEST_NAME, Ancestor, CheckpointRef, Committed, SaveFailed
+from mend.reports import Committed, SaveFailed
+from mend.states import Ancestor, CheckpointRef
 from mend.store import open_store
 from saver_thread import WorkersSaver
 

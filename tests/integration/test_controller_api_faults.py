@@ -10,8 +10,8 @@ import pytest
 
 from cluster import HERE, NAMESPACE, TrainingCluster, training_cluster
 from mend.cli import main
-from mend.model import FailureClass, IncidentKind, Tier
-from mend.protocol import API_VERSION, PLURAL
+from mend.incidents import FailureClass, IncidentKind, Tier
+from mend.names import API_VERSION, PLURAL
 from mend_local.kubelet import FAULT_NOTE
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cluster import ControllerProcess, TrainingCluster, training_cluster
-from mend.model import RunPhase, RunStatus
+from mend.status import RunPhase, RunStatus
 
 SEED = 2026
 

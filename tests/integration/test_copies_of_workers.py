@@ -14,17 +14,11 @@ from typing import Any
 import msgspec
 
 from agents_real import AgentClient, a_launch, all_gone, an_agent, at_step, descendants_of, named
-from mend.protocol import (
-    ENV_RUN_UID,
-    ENV_TLS_PEM,
-    MEMORY_SCHEME,
-    CheckpointPlan,
-    CheckpointRef,
-    Heartbeat,
-    Held,
-    Holder,
-)
+from mend.environment import ENV_RUN_UID, ENV_TLS_PEM
+from mend.heartbeats import Heartbeat
+from mend.orders import CheckpointPlan
 from mend.selfsigned import self_signed
+from mend.states import MEMORY_SCHEME, CheckpointRef, Held, Holder
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.slots import SLOTS, region_start

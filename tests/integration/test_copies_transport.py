@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from copies_worker import TOKEN, Worker, a_worker
-from mend.protocol import Holder
+from mend.states import Holder
 from mend.store import NotFound
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.sources import Sheet, data_key, sheet_key, sheet_of

@@ -15,7 +15,8 @@ from mend.apply import TRAINING_RUNS
 from mend.cli import main
 from mend.kube.client import Resource
 from mend.manifest import Manifest
-from mend.protocol import CheckpointPlan, CheckpointRef
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 from mend.store import open_store
 from mend_trainer.checkpoint.layout import leaves
 from mend_trainer.checkpoint.reader import load

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from injection import KINDS, Ground, InjuredGang, a_gang, inject
-from mend.model import FailureClass
+from mend.incidents import FailureClass
 
 pytestmark = pytest.mark.timeout(240)
 in_one_loop = pytest.mark.asyncio(loop_scope="module")

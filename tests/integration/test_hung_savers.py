@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from agents_real import AgentClient
-from mend.protocol import CheckpointPlan, Heartbeat
+from mend.heartbeats import Heartbeat
+from mend.orders import CheckpointPlan
 from mend_trainer.procfs import GONE, look_at
 from mend_trainer.stillness import TURN_SECONDS
 from s3 import FaultyProxy, ministack

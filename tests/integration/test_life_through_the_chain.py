@@ -10,8 +10,10 @@ import pytest
 
 from cluster import HERE, NAMESPACE, TrainingCluster, training_cluster
 from mend.cli import main
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import MANIFEST_NAME, VERIFIED_NAME
 from mend.manifest import decode_manifest, signing_key
-from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, SIGNING_SECRET_KEY, VERIFIED_NAME
+from mend.names import SIGNING_SECRET_KEY
 from mend.store import Credentials, Store, open_store
 
 SECRET = "a secret of the tests, long enough"

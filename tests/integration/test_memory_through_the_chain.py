@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import HERE, TrainingCluster, training_cluster
-from mend.model import IncidentRecord, Origin, RunStatus, Tier
+from mend.incidents import IncidentRecord, Origin, Tier
+from mend.status import RunStatus
 
 NAME = "remembering"
 

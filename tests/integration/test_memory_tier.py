@@ -12,7 +12,9 @@ from pathlib import Path
 
 from agents_real import AgentClient, has_exit
 from memory_cgroup import limited_memory
-from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Held, Points, Stop
+from mend.heartbeats import AgentState, Heartbeat, Points
+from mend.orders import CheckpointPlan, Stop
+from mend.states import CheckpointRef, Held
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.procfs import GONE, look_at
@@ -217,7 +219,7 @@ def test_a_pod_that_is_too_small_is_told_before_the_first_step(tmp_path: Path) -
     program = tmp_path / "large.py"
     program.write_text(
         "import sys, torch\n"
-        "from mend.protocol import CheckpointPlan\n"
+        "from mend.orders import CheckpointPlan\n"
         "from mend_trainer.session import Session\n"
         "model = torch.nn.Linear(4096, 8192, bias=False)\n"
         "optimizer = torch.optim.AdamW(model.parameters())\n"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from agents_real import STEPS, an_agent, at_step, launched, warm
-from mend.protocol import BULK_PATH, WAY_FIGURE, Ack, Check, Checked, Stop
+from mend.orders import WAY_FIGURE, Ack, Check, Checked, Stop
+from mend.protocol import BULK_PATH
 from mend_trainer.checking import check
 from mend_trainer.kernel import Reaper
 from mend_trainer.nodecheck import adds_up

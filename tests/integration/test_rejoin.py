@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from agents_real import AgentClient, a_launch, an_agent, at_step, has_exit, is_running, warm
-from mend.protocol import AgentState, CheckpointPlan, CheckpointRef, Heartbeat, Points
+from mend.heartbeats import AgentState, Heartbeat, Points
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from trainer_gang import a_little_text, digests_of, manifest_of, tiny_arguments

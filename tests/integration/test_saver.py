@@ -22,7 +22,9 @@ import torch
 
 from checkpoint_ranks import copy_until_killed
 from gang_of_ranks import ranks
-from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report, SaveFailed, Skipped
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Report, SaveFailed, Skipped
+from mend.states import CheckpointRef
 from mend.store import open_store
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.arena import Arena

@@ -17,9 +17,12 @@ import torch
 
 from lying_proxy import LyingProxy, flipped
 from mend.catalog import Catalog, forgotten
+from mend.keys import MANIFEST_NAME
 from mend.manifest import decode_manifest
-from mend.protocol import MANIFEST_NAME, CheckpointPlan, CheckpointRef, Committed, Quarantined, Report, SaveFailed
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Quarantined, Report, SaveFailed
 from mend.restore import LEFTOVER_SECONDS
+from mend.states import CheckpointRef
 from mend.store import Data, Store, open_store
 from mend.store.api import pieces
 from mend_trainer.checkpoint import Checkpointer
@@ -225,7 +228,7 @@ def kill_savers() -> None:
 
 RANK = """
 import os, signal, sys, torch
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.checkpoint import Checkpointer
 keeper = Checkpointer(CheckpointPlan(uri=sys.argv[1]), run="t/r", run_uid="uid-1", attempt=1, report=print)
 assert keeper.save(1, 1, {"w": torch.zeros(1_000_000)}, {})

@@ -11,14 +11,16 @@ from msgspec.structs import replace
 
 from kube_server import a_cluster
 from mend.catalog import Catalog, NotSigned
+from mend.keys import MANIFEST_NAME, announcement_key
 from mend.kube.client import SECRETS
+from mend.listing import StoreView
 from mend.manifest import MANIFEST_VERSION, decode_manifest, encode_manifest, signing_key
-from mend.model import RunStatus, StoreView
+from mend.names import SIGNING_SECRET_KEY
 from mend.noted import noted
 from mend.ownership import Owner
 from mend.prefixes import Prefixes
-from mend.protocol import MANIFEST_NAME, SIGNING_SECRET_KEY, announcement_key
 from mend.spec import Checkpointing
+from mend.status import RunStatus
 from mend.store import Store, open_store
 from stored_checkpoint import save
 from waiting import eventually

@@ -11,20 +11,12 @@ import torch
 
 from checkpoint_ranks import train
 from gang_of_ranks import run_ranks
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.manifest import Untrusted, decode_manifest, signing_key
-from mend.protocol import (
-    ENV_SIGNING_KEY,
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    VERIFIED_NAME,
-    CheckpointPlan,
-    CheckpointRef,
-    Committed,
-    Quarantined,
-    Report,
-    SaveFailed,
-    Staged,
-)
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Quarantined, Report, SaveFailed, Staged
+from mend.states import CheckpointRef
 from mend.store import Data, Store, open_store
 from mend.store.api import pieces
 from mend.store.files import FileStore

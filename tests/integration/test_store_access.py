@@ -10,8 +10,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from mend.environment import ENV_STORE_AUTHORITY
 from mend.prefixes import _open
-from mend.protocol import ENV_STORE_AUTHORITY
 from mend.spec import Checkpointing
 from mend.store import BadCredentials, Credentials, open_store
 from mend_local.certificates import Credentials as Certificates

@@ -12,11 +12,11 @@ import pytest
 
 from manifests import a_manifest
 from mend.catalog import Catalog
+from mend.keys import MANIFEST_NAME, OWNER_KEY, announcement_key, checkpoint_key
+from mend.listing import StoreView
 from mend.manifest import MANIFEST_VERSION, encode_manifest
-from mend.model import StoreView
 from mend.ownership import Owner, PrefixInUse
 from mend.prefixes import _open
-from mend.protocol import MANIFEST_NAME, OWNER_KEY, announcement_key, checkpoint_key
 from mend.spec import Checkpointing
 from mend.store import Credentials, Store, StoreError, Unreachable, WrongAnswer, open_store
 from mend.store.s3 import S3Store

@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from gang_of_ranks import run_ranks
-from mend.protocol import ENV_PAGE, AgentState, Heartbeat, RankReport
+from mend.environment import ENV_PAGE
+from mend.heartbeats import AgentState, Heartbeat, RankReport
 from mend.stragglers import Paces, stragglers
 from mend_trainer.ranks import Rank
 

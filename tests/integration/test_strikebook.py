@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kube_server import NAMESPACE, Cluster, a_cluster
+from mend.incidents import Strike
 from mend.kube.client import CONFIG_MAPS
 from mend.kube.errors import ApiError
-from mend.model import Strike
 from mend.strikebook import BOOK_NAME, FIELD, StrikeBook, read
 
 NOW = 1_000_000.0

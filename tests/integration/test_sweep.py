@@ -10,9 +10,9 @@ import pytest
 
 from manifests import a_manifest
 from mend.catalog import SWEPT, Catalog
+from mend.keys import MANIFEST_NAME, PINNED_NAME, QUARANTINE_NAME, share_name
+from mend.listing import StoredSave
 from mend.manifest import encode_manifest
-from mend.model import StoredSave
-from mend.protocol import MANIFEST_NAME, PINNED_NAME, QUARANTINE_NAME, share_name
 from mend.restore import LEFTOVER_SECONDS, QUARANTINE_SECONDS, swept
 from mend.store import AlreadyExists, Store, open_store
 from mend.store.files import FileStore

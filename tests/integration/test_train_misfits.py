@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mend.protocol import CheckpointPlan, CheckpointRef, ExitCode
+from mend.exitcodes import ExitCode
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 from trainer_gang import Zygote, a_gang
 
 _SETTINGS = {

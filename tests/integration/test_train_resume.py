@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mend.protocol import CheckpointPlan, Phase, Restored, SaveFailed
+from mend.heartbeats import Phase
+from mend.orders import CheckpointPlan
+from mend.reports import Restored, SaveFailed
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from trainer_gang import (

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import xxhash
 
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.manifest import Manifest, decode_manifest, encode_manifest, signing_key
-from mend.protocol import MANIFEST_NAME, QUARANTINE_NAME, VERIFIED_NAME
 from mend.store import Store, Unreachable, open_store
 from mend.store.files import FileStore
 from mend.verify import MOST_READS, READ_BYTES, ObjectState, VerifiedNote, leave_note, verify

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mend.manifest import Manifest
-from mend.protocol import CheckpointPlan, CheckpointRef
+from mend.orders import CheckpointPlan
+from mend.states import CheckpointRef
 from mend_trainer.data.loader import Loader
 from mend_trainer.data.shards import pack
 from trainer_gang import TrainerGang, TrainerRank, Zygote, a_gang, manifest_of

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mend.protocol import ENV_PAGE, Phase
+from mend.environment import ENV_PAGE
+from mend.heartbeats import Phase
 from mend_trainer.progress import ProgressPage
 
 LONG_SECONDS = 3600.0

@@ -14,7 +14,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from mend.protocol import ENV_LAUNCH, decode_launch
+from mend.environment import ENV_LAUNCH
+from mend.orders import decode_launch
 from mend_trainer.session import Session
 
 WIDTH = int(os.environ.get("WIDTH", "160"))

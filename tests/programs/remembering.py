@@ -16,7 +16,7 @@ import torch.distributed as dist
 import xxhash
 from torch import nn
 
-from mend.protocol import ENV_ATTEMPT
+from mend.environment import ENV_ATTEMPT
 from mend_trainer.session import Session
 
 

@@ -13,7 +13,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from mend.protocol import ENV_PAGE, Measured, Phase, Point
+from mend.environment import ENV_PAGE
+from mend.heartbeats import Phase, Point
+from mend.reports import Measured
 from mend_trainer.progress import ProgressPage
 from mend_trainer.reporting import Reporter
 

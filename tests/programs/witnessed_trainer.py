@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from mend.protocol import ENV_PAGE
+from mend.environment import ENV_PAGE
 from mend_trainer import train
 
 _REHEARSED = 2  # length of what is computed without being data

@@ -19,10 +19,12 @@ from faults import (
     schedules,
 )
 from mend import strikes
+from mend.actions import EmitEvent, PruneCheckpoints
 from mend.decide import decide
-from mend.model import EmitEvent, FailureClass, PruneCheckpoints, RunPhase
-from mend.protocol import RankExit
+from mend.heartbeats import RankExit
+from mend.incidents import FailureClass
 from mend.restore import latest_attempt
+from mend.status import RunPhase
 from mend.transitions import attempt_heard
 from world import World, a_spec
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from mend.model import Origin, RunStatus, StoredCheckpoint
-from mend.protocol import Ancestor, CheckpointRef, Held, Launch, encode
+from mend.incidents import Origin
+from mend.listing import StoredCheckpoint
+from mend.orders import Launch
+from mend.protocol import encode
 from mend.restore import (
     MAX_CANDIDATES,
     MAX_HOLDERS,
@@ -26,6 +28,8 @@ from mend.restore import (
     saves_in_memory,
 )
 from mend.spec import Checkpointing
+from mend.states import Ancestor, CheckpointRef, Held
+from mend.status import RunStatus
 
 RUN = "uid"
 

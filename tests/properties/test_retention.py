@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mend.heard import EVALUATIONS
-from mend.model import Evaluation, Observation, RunStatus, StoredCheckpoint, StoreView
-from mend.protocol import Ancestor, CheckpointRef
+from mend.listing import StoredCheckpoint, StoreView
+from mend.observation import Observation
 from mend.restore import candidates, expendable, lineage_after, on_lineage
 from mend.scores import NEWEST, with_scores
 from mend.spec import Checkpointing, KeepBest
+from mend.states import Ancestor, CheckpointRef
+from mend.status import Evaluation, RunStatus
 
 UID = "uid"
 marks = st.sets(st.sampled_from(["verified", "pinned", "quarantined"]))

@@ -8,9 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from crds import sample, schema
+from mend.actions import CreateWorker
 from mend.assembling import MAX_CREATIONS
 from mend.decide import decide
-from mend.model import CreateWorker, PodPhase, StoreView, WorkerPod
+from mend.listing import StoreView
+from mend.observation import PodPhase, WorkerPod
 from mend.spec import MAX_RANKS, MAX_RANKS_PER_WORKER, MAX_REPLICAS, InvalidSpec, parse_spec
 from mend_local.schema import Schema
 from simulated_pod import Node

@@ -15,20 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mend import protocol
-from mend.protocol import (
-    CheckpointRef,
-    Committed,
-    GroupProgress,
-    Launch,
-    Measured,
-    Point,
-    Quarantined,
-    Restored,
-    SaveFailed,
-    Skipped,
-    Staged,
+from mend.environment import (
+    ENV_AGENT_PORT,
+    ENV_ATTEMPT,
+    ENV_GRACE_SECONDS,
+    ENV_HEARTBEAT_SECONDS,
+    ENV_LAUNCH,
+    ENV_RANKS_PER_WORKER,
+    ENV_TOKEN,
+    ENV_WORKER,
 )
+from mend.evidence import GroupProgress
+from mend.heartbeats import Point, RankError
+from mend.orders import Launch, decode_launch
+from mend.protocol import AGENT_PORT
+from mend.reports import Committed, Measured, Quarantined, Raised, Restored, SaveFailed, Skipped, Staged, decode_report
+from mend.states import CheckpointRef
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Module, Program, Script, understand
 from mend_trainer.evidence import lasting_state
@@ -91,24 +93,24 @@ def test_a_console_script_of_this_python_is_a_script(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- settings
 def test_settings_have_the_defaults_of_the_protocol() -> None:
     """A token and a command are all that an agent must be given."""
-    settings = read_settings(["python"], {protocol.ENV_TOKEN: "t"})
-    assert (settings.host, settings.port, settings.ranks_per_worker) == ("0.0.0.0", protocol.AGENT_PORT, 1)
+    settings = read_settings(["python"], {ENV_TOKEN: "t"})
+    assert (settings.host, settings.port, settings.ranks_per_worker) == ("0.0.0.0", AGENT_PORT, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        (protocol.ENV_WORKER, "-1"),
-        (protocol.ENV_RANKS_PER_WORKER, "0"),
-        (protocol.ENV_AGENT_PORT, "http"),
-        (protocol.ENV_HEARTBEAT_SECONDS, "nan"),
-        (protocol.ENV_GRACE_SECONDS, ""),
+        (ENV_WORKER, "-1"),
+        (ENV_RANKS_PER_WORKER, "0"),
+        (ENV_AGENT_PORT, "http"),
+        (ENV_HEARTBEAT_SECONDS, "nan"),
+        (ENV_GRACE_SECONDS, ""),
     ],
 )
 def test_a_bad_setting_names_itself(name: str, value: str) -> None:
     """Variable, value and expectation are in the error."""
     with pytest.raises(BadEnvironment, match=f"{name}: got '{value}'; expected a number of at least"):
-        read_settings(["python"], {protocol.ENV_TOKEN: "t", name: value})
+        read_settings(["python"], {ENV_TOKEN: "t", name: value})
 
 
 # ---------------------------------------------------------------- environment of a rank
@@ -136,10 +138,10 @@ def test_a_rank_gets_the_environment_of_torchrun(tmp_path: Path) -> None:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "7",
         "NCCL_DEBUG": "INFO",
-        protocol.ENV_ATTEMPT: "7",
+        ENV_ATTEMPT: "7",
     }
     assert expected.items() <= given.items()
-    assert protocol.decode_launch(given[protocol.ENV_LAUNCH]) == launch
+    assert decode_launch(given[ENV_LAUNCH]) == launch
 
 
 # ---------------------------------------------------------------- reports
@@ -215,15 +217,15 @@ def test_reports_never_block_and_never_mix(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.set_blocking(read, False)
     reporter = Reporter(write)
-    error = protocol.RankError(type="E", message="m" * 3000)
-    sent = sum(reporter.send(protocol.Raised(error=error)) for _ in range(100))
+    error = RankError(type="E", message="m" * 3000)
+    sent = sum(reporter.send(Raised(error=error)) for _ in range(100))
     assert reporter.dropped == 100 - sent
     received = os.read(read, 1 << 20)
     assert reporter.send(Measured(point=a_point(1)))
     received += os.read(read, 1 << 20)
     lines = received.splitlines()
     assert len(lines) == sent + 1
-    assert all(protocol.decode_report(line) for line in lines)
+    assert all(decode_report(line) for line in lines)
     os.close(read)
     assert not reporter.send(Measured(point=a_point(2)))
     os.close(write)

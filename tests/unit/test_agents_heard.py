@@ -7,7 +7,8 @@ import pytest
 
 from fake_agent import a_heartbeat, a_rank
 from mend.heard import EVALUATIONS, SAMPLES, Evaluations, StepSamples, is_news, is_stale
-from mend.protocol import AgentState, CheckpointRef, Heartbeat, Phase, Point, RankError, RankExit, SaveReport
+from mend.heartbeats import AgentState, Heartbeat, Phase, Point, RankError, RankExit, SaveReport
+from mend.states import CheckpointRef
 
 REF = CheckpointRef(uri="s3://b/p/step-1/x", step=1, attempt=1)
 BEFORE = a_heartbeat(save=SaveReport(failures=0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mend.ancestry import chain_doubts, gone_ancestors, is_stale
+from mend.keys import MANIFEST_NAME
 from mend.manifest import Manifest, decode_manifest
-from mend.protocol import MANIFEST_NAME, Ancestor
+from mend.states import Ancestor
 from mend.store import open_store
 from stored_checkpoint import save
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from mend.actions import CreateService, CreateTls, CreateToken, SendStop
 from mend.apply import Applier
 from mend.kube.client import Json, Resource
 from mend.kube.election import Fence, NotLeader
 from mend.kube.errors import Forbidden
 from mend.kube.events import Regarding
-from mend.model import CreateService, CreateTls, CreateToken, Observation, RunStatus, SendStop
-from mend.protocol import Ack, Order, Stop
+from mend.observation import Observation
+from mend.orders import Ack, Order, Stop
+from mend.status import RunStatus
 from mend.strikebook import StrikeBook
 
 SEEN = Observation(name="clio", namespace="default", uid="uid", generation=1, created_at=0.0, status=RunStatus())

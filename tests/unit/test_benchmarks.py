@@ -15,7 +15,7 @@ from peers import Package, PeerUnavailable, python_of
 from render import BEGIN, END, page, renewed
 
 from injection import KINDS, Expected, Ground, Outcome
-from mend.model import FailureClass, Incident, IncidentKind, Verdict
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PROGRAMS = sorted(

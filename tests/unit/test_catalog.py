@@ -10,9 +10,7 @@ import pytest
 
 from manifests import a_manifest
 from mend.catalog import Catalog, NewerCheckpoint, PruneRefused
-from mend.manifest import MANIFEST_VERSION, StoredObject, encode_manifest
-from mend.ownership import Owner, PrefixOwned, claim
-from mend.protocol import (
+from mend.keys import (
     ANNOUNCEMENTS_FOLDER,
     DCP_METADATA_NAME,
     MANIFEST_NAME,
@@ -20,10 +18,11 @@ from mend.protocol import (
     PINNED_NAME,
     QUARANTINE_NAME,
     VERIFIED_NAME,
-    Ancestor,
-    CheckpointRef,
     checkpoint_key,
 )
+from mend.manifest import MANIFEST_VERSION, StoredObject, encode_manifest
+from mend.ownership import Owner, PrefixOwned, claim
+from mend.states import Ancestor, CheckpointRef
 from mend.store import Credentials, Entry, StoreError, open_store
 from mend.store.files import FileStore
 

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 
 from manifests import a_manifest
 from mend.catalog import Catalog, forgotten
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME, announced_folder, announcement_key, checkpoint_key
+from mend.listing import StoredCheckpoint, StoredSave
 from mend.manifest import encode_manifest
-from mend.model import StoredCheckpoint, StoredSave
 from mend.ownership import Owner
-from mend.protocol import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    announced_folder,
-    announcement_key,
-    checkpoint_key,
-)
 from mend.restore import LEFTOVER_SECONDS
 from mend.store import Unfinished
 from mend.store.files import FileStore

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mend.protocol import CheckpointPlan, Report, Skipped, Staged
+from mend.orders import CheckpointPlan
+from mend.reports import Report, Skipped, Staged
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.arena import Arena
 

@@ -9,30 +9,26 @@ import msgspec
 
 from crds import sample, schema
 from mend.crstatus import from_resource, to_resource
-from mend.model import (
+from mend.heartbeats import Phase
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Origin, Strike, Tier
+from mend.states import Ancestor, CheckpointRef
+from mend.status import (
     CheckpointStatus,
     Condition,
     Evaluation,
-    FailureClass,
-    IncidentKind,
-    IncidentRecord,
     IntervalInForce,
     Ledger,
     LimitInForce,
     MemoryStatus,
     NodeCheck,
-    Origin,
     RunPhase,
     RunStatus,
     SaveWish,
     Score,
     Straggler,
-    Strike,
-    Tier,
     WishState,
     WorkerCounts,
 )
-from mend.protocol import Ancestor, CheckpointRef, Phase
 from mend_local.schema import Schema
 
 INCIDENT = IncidentRecord(

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from crds import crd, sample, schema, walk
-from mend import model, protocol
+from mend import status
+from mend.names import GROUP, KIND, PLURAL, VERSION
 from mend.spec import InvalidSpec, Spec, parse_spec
+from mend.status import MAX_INCIDENTS, RunStatus
 from mend_local.schema import Schema
 
 SPEC = schema()["properties"]["spec"]
@@ -251,7 +253,7 @@ def shape_of_code(kind: msgspec.inspect.Type, name: str = "") -> Any:
         case msgspec.inspect.UnionType(types=types):
             (only,) = [each for each in types if not isinstance(each, msgspec.inspect.NoneType)]
             return shape_of_code(only, name)
-        case msgspec.inspect.StructType(cls=model.Condition):
+        case msgspec.inspect.StructType(cls=status.Condition):
             return CONDITION
         case msgspec.inspect.StructType(fields=fields):
             return {each.encode_name: shape_of_code(each.type, each.encode_name) for each in fields}
@@ -283,28 +285,24 @@ CONDITION = {
 
 def test_the_status_in_the_crd_is_what_the_controller_remembers() -> None:
     """A field missing in the schema would be pruned by the API server, and the next leader would have forgotten it."""
-    assert shape_of_crd(STATUS) == shape_of_code(msgspec.inspect.type_info(model.RunStatus))
+    assert shape_of_crd(STATUS) == shape_of_code(msgspec.inspect.type_info(RunStatus))
 
 
 def test_the_status_defaults_are_the_codes() -> None:
     """The defaults that kubectl's columns need say what a missing field means to mend."""
     shown = {path[1:]: below["default"] for path, below in walk(STATUS) if "default" in below}
-    fresh = {field.encode_name: field.default for field in msgspec.structs.fields(model.RunStatus)}
+    fresh = {field.encode_name: field.default for field in msgspec.structs.fields(RunStatus)}
     assert shown == {name: fresh[name] for name in shown}
 
 
 def test_the_incidents_are_bounded_as_in_the_code() -> None:
     """The API server would refuse a status with more incidents than the schema allows."""
-    assert STATUS["properties"]["incidents"]["maxItems"] == model.MAX_INCIDENTS
+    assert STATUS["properties"]["incidents"]["maxItems"] == MAX_INCIDENTS
 
 
 def test_the_names_are_those_of_the_wire_contract() -> None:
-    """Group, kind and plural are written twice only, in YAML and in protocol.py."""
+    """Group, kind and plural are written twice only, in YAML and in names.py."""
     spec = crd()["spec"]
-    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (
-        protocol.GROUP,
-        protocol.KIND,
-        protocol.PLURAL,
-    )
-    assert [each["name"] for each in spec["versions"]] == [protocol.VERSION]
-    assert crd()["metadata"]["name"] == f"{protocol.PLURAL}.{protocol.GROUP}"
+    assert (spec["group"], spec["names"]["kind"], spec["names"]["plural"]) == (GROUP, KIND, PLURAL)
+    assert [each["name"] for each in spec["versions"]] == [VERSION]
+    assert crd()["metadata"]["name"] == f"{PLURAL}.{GROUP}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mend import collectives, culprit, stacks
-from mend.protocol import ExitCode, GroupProgress, Phase, RankError, RankEvidence, RankExit, RankReport
+from mend.evidence import GroupProgress, RankEvidence
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase, RankError, RankExit, RankReport
 
 STACK = """Thread 0x1 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 320 in wait

@@ -10,10 +10,10 @@ from manifests import a_manifest
 from mend.demo.play import DemoFailed, plans
 from mend.demo.verdict import broken_promises, curves_agree, matched, weights_agree
 from mend.demo.watch import Harm, Injection
+from mend.heartbeats import Point
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Tier
 from mend.journal import CurvePoint
 from mend.manifest import Chunk, Manifest, TensorEntry
-from mend.model import FailureClass, IncidentKind, IncidentRecord, Tier
-from mend.protocol import Point
 
 
 def incident(kind: IncidentKind, number: int, detected_at: float, rank: int) -> IncidentRecord:

@@ -6,32 +6,14 @@ import pytest
 from msgspec.structs import replace
 
 from mend.diagnose import diagnose, limits_now, seconds_until_diagnosis
-from mend.model import (
-    AgentView,
-    FailureClass,
-    Incident,
-    IncidentKind,
-    LossStanding,
-    Observation,
-    PodPhase,
-    RunPhase,
-    RunStatus,
-    StepTimes,
-    WorkerPod,
-)
-from mend.protocol import (
-    AgentState,
-    Evidence,
-    ExitCode,
-    GroupProgress,
-    Heartbeat,
-    Phase,
-    RankError,
-    RankEvidence,
-    RankExit,
-    RankReport,
-)
+from mend.evidence import Evidence, GroupProgress, RankEvidence
+from mend.exitcodes import ExitCode
+from mend.heartbeats import AgentState, Heartbeat, Phase, RankError, RankExit, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind
+from mend.learnt import LossStanding, StepTimes
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
 from mend.spec import FirstTier, LossSpike
+from mend.status import RunPhase, RunStatus
 from world import a_spec
 
 SPEC = a_spec(2, 1)

@@ -7,23 +7,20 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from mend.actions import Decision
 from mend.catalog import KEPT_DOSSIERS, Catalog
 from mend.cli import main
 from mend.dossier import Dossier, UnreadableDossier, compose, decode, encode
+from mend.evidence import GroupProgress, RankEvidence
 from mend.exhibit import exhibit
+from mend.heartbeats import Phase, RankError, RankExit, RankReport
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord
 from mend.journal import Entry, Journal
-from mend.model import Decision, FailureClass, IncidentKind, IncidentRecord, Observation, RunStatus, StoreView
-from mend.protocol import (
-    GroupProgress,
-    Phase,
-    RankError,
-    RankEvidence,
-    RankExit,
-    RankReport,
-    checkpoint_key,
-    incident_key,
-)
+from mend.keys import checkpoint_key, incident_key
+from mend.listing import StoreView
+from mend.observation import Observation
 from mend.records import kept
+from mend.status import RunStatus
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from world import World, a_spec

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mend.protocol import API_VERSION, KIND, TRAINER_CONTAINER
+from mend.names import API_VERSION, KIND, TRAINER_CONTAINER
 from mend.spec import parse_spec
 from mend_trainer.config import read_config
 

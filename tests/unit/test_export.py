@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from mend.cli import main
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.blueprint import Blueprint, blueprint_of

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from manifests import a_manifest
+from mend.keys import MANIFEST_NAME, announcement_key, checkpoint_key
+from mend.listing import StoreView
 from mend.manifest import encode_manifest
-from mend.model import RunStatus, StoreView
 from mend.prefixes import LISTED_AT_LEAST, Prefixes
-from mend.protocol import MANIFEST_NAME, announcement_key, checkpoint_key
 from mend.spec import Checkpointing
+from mend.status import RunStatus
 from mend.store import Store, open_store
 from waiting import eventually
 from world import World, a_spec

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mend.goodput import account, book_detection, book_lost_steps, suspended_seconds
-from mend.model import FailureClass, IncidentKind, IncidentRecord, Ledger, RunPhase, RunStatus
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord
+from mend.status import Ledger, RunPhase, RunStatus
 
 ENTRIES = ("pending", "starting", "productive", "lost", "detecting", "recovering", "suspended")
 

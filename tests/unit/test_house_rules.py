@@ -72,7 +72,9 @@ def test_everything_from_the_decision_down_is_held_pure() -> None:
 
 def test_the_pod_side_is_kept_from_the_whole_controller() -> None:
     """What the pod side may import is a short list; every other module of the controller is forbidden by name."""
-    shared = {"protocol", "manifest", "store", "verify", "backoff", "lines", "lostpeers"}
+    wire = {"protocol", "heartbeats", "orders", "evidence", "reports"}
+    words = {"states", "names", "environment", "exitcodes", "keys"}
+    shared = wire | words | {"manifest", "store", "verify", "backoff", "lines", "lostpeers"}
     others = {f"mend.{name}" for layer in layers() for name in layer - shared}
     assert others - set(contracts()["the pod side"]["forbidden_modules"]) == set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from injection import KINDS, Expected, Outcome
-from mend.model import FailureClass, Incident, IncidentKind, Verdict
+from mend.incidents import FailureClass, Incident, IncidentKind, Verdict
 
 RANK_3 = Expected(frozenset({IncidentKind.HUNG}), (3,))
 NOBODY = Expected(frozenset({IncidentKind.HUNG}), ())

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mend.heartbeats import SaveReport
 from mend.interval import PRIOR_SECONDS, between_failures, interval_in_force, launched, optimum, why
-from mend.model import IntervalInForce, Ledger, RunStatus
-from mend.protocol import CheckpointRef, SaveReport
 from mend.spec import Checkpointing
+from mend.states import CheckpointRef
+from mend.status import IntervalInForce, Ledger, RunStatus
 
 AUTO = Checkpointing(uri="s3://b/p", interval_auto=True)
 COMMITTED = CheckpointRef(uri="s3://b/p/x", step=5, attempt=1)

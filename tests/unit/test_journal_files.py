@@ -10,11 +10,13 @@ import msgspec
 import pytest
 
 from mend import journal
+from mend.actions import Decision
+from mend.heartbeats import Point
 from mend.journal import Entry, Journal, UnreadableJournal, changes_something, read_curve, read_journal, replay
-from mend.model import Decision, Observation, RunPhase, RunStatus
-from mend.protocol import Point
+from mend.observation import Observation
 from mend.room import make_room
 from mend.spec import parse_spec
+from mend.status import RunPhase, RunStatus
 
 RUN = "ml/clio"
 SPEC = parse_spec(

@@ -8,11 +8,13 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from mend.conditions import with_condition
-from mend.model import Observation, RunStatus, StoreView
+from mend.keys import incident_key
+from mend.listing import StoreView
 from mend.noted import noted
+from mend.observation import Observation
 from mend.prefixes import Prefixes
-from mend.protocol import incident_key
 from mend.spec import Checkpointing
+from mend.status import RunStatus
 from mend.store import open_store
 from waiting import eventually
 from world import a_spec

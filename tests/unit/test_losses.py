@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 import pytest
 
+from mend.heartbeats import Point
+from mend.learnt import LossStanding
 from mend.losses import LossWatch
-from mend.model import LossStanding
-from mend.protocol import Point
 from mend.spec import LossSpike
 
 RULE = LossSpike()

@@ -6,19 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from mend import machines
-from mend.model import (
-    FailureClass,
-    Incident,
-    IncidentKind,
-    IncidentRecord,
-    Observation,
-    PodPhase,
-    RunStatus,
-    Strike,
-    Tier,
-    Verdict,
-    WorkerPod,
-)
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Strike, Tier, Verdict
+from mend.observation import Observation, PodPhase, WorkerPod
+from mend.status import RunStatus
 from world import a_spec
 
 SPEC = a_spec(2, 2)

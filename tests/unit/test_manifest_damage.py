@@ -18,7 +18,7 @@ from mend.manifest import (
     decode_manifest,
     encode_manifest,
 )
-from mend.protocol import Ancestor
+from mend.states import Ancestor
 
 
 def one_with_everything(**changes: object) -> Manifest:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests import a_manifest
+from mend.keys import checkpoint_key
 from mend.manifest import (
     MANIFEST_VERSION,
     Manifest,
@@ -19,7 +20,6 @@ from mend.manifest import (
     misplacement,
     signing_key,
 )
-from mend.protocol import checkpoint_key
 
 SECRET = b"a secret of the tests, long enough"
 KEY = signing_key(SECRET, "team/clio")

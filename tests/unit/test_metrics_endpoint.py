@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from mend.metrics import Metrics, WatchFigures
-from mend.model import Observation, RunPhase, RunStatus
+from mend.observation import Observation
 from mend.serve import application, serving, token_file
+from mend.status import RunPhase, RunStatus
 
 
 @asynccontextmanager
@@ -171,9 +172,10 @@ async def until_found(url: str) -> dict[str, dict[str, str]]:
         while True:
             try:
                 async with session.get(url) as answer:
-                    body = await answer.json(content_type=None)
-                    if answer.status == 200 and body["data"]["result"]:
-                        return dict(body["data"]["result"][0])
+                    if answer.status != 503:  # said in words that are no JSON: it listens before it is ready
+                        body = await answer.json(content_type=None)
+                        if answer.status == 200 and body["data"]["result"]:
+                            return dict(body["data"]["result"][0])
             except aiohttp.ClientConnectionError:
                 pass  # it is starting
             await asyncio.sleep(0.1)

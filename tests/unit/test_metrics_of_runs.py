@@ -7,26 +7,13 @@ import itertools
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from mend.heartbeats import AgentState, Heartbeat, Phase, RankReport, SaveReport
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Tier
+from mend.learnt import LossStanding, StepTimes
+from mend.listing import StoreView
 from mend.metrics import Metrics
-from mend.model import (
-    AgentView,
-    CheckpointStatus,
-    FailureClass,
-    IncidentKind,
-    IncidentRecord,
-    Ledger,
-    LimitInForce,
-    LossStanding,
-    MemoryStatus,
-    Observation,
-    RunPhase,
-    RunStatus,
-    StepTimes,
-    StoreView,
-    Straggler,
-    Tier,
-)
-from mend.protocol import AgentState, Heartbeat, Phase, RankReport, SaveReport
+from mend.observation import AgentView, Observation
+from mend.status import CheckpointStatus, Ledger, LimitInForce, MemoryStatus, RunPhase, RunStatus, Straggler
 
 CLIO = {"namespace": "ml", "run": "clio"}
 START = 1_000_000.0

@@ -5,22 +5,14 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from mend.actions import EmitEvent, SendCheck
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Tier, Verdict
 from mend.machines import check_due
-from mend.model import (
-    EmitEvent,
-    FailureClass,
-    Incident,
-    IncidentKind,
-    IncidentRecord,
-    Observation,
-    RunPhase,
-    RunStatus,
-    SendCheck,
-    Tier,
-    Verdict,
-)
 from mend.nodechecks import in_words, judge
-from mend.protocol import WAY_FIGURE, Checked, agent_url
+from mend.observation import Observation
+from mend.orders import WAY_FIGURE, Checked
+from mend.protocol import agent_url
+from mend.status import RunPhase, RunStatus
 from world import World, a_spec
 
 NOW = 50_000.0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mend.crstatus import UnreadableStatus
-from mend.model import PodPhase
+from mend.observation import PodPhase
 from mend.observe import bare_observation, belongs_to, decoded, targets, worker_pod
 
 NOW = 1_800_000_000.0

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, ENV_ORDERS_FD, Rejoin, encode
+from mend.environment import ENV_ATTEMPT, ENV_FOOTING, ENV_ORDERS_FD
+from mend.orders import Rejoin
+from mend.protocol import encode
 from mend_trainer.bundle import Bundle
 from mend_trainer.connections import Connections
 from mend_trainer.footing import Footing, FootingPage, create_footing, read_inherited

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from mend.actions import CreateWorker
 from mend.decide import decide
-from mend.model import CreateWorker, Observation, StoredCheckpoint, StoreView
-from mend.protocol import CheckpointRef
+from mend.listing import StoredCheckpoint, StoreView
+from mend.observation import Observation
+from mend.states import CheckpointRef
 from world import EPOCH, World, a_spec
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mend.protocol import Phase
+from mend.heartbeats import Phase
 from mend_trainer.progress import PAGE_BYTES, PageReader, ProgressPage, UnreadablePage, create_page
 
 

@@ -8,23 +8,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from mend.model import (
-    FailureClass,
-    Incident,
-    IncidentKind,
-    Observation,
-    PodPhase,
-    RunPhase,
-    RunStatus,
-    Tier,
-    Verdict,
-    WorkerPod,
-)
+from mend.heartbeats import RankError, RankExit
+from mend.incidents import FailureClass, Incident, IncidentKind, Tier, Verdict
+from mend.observation import Observation, PodPhase, WorkerPod
 from mend.patterns import is_in, problem_of
-from mend.protocol import RankError, RankExit
 from mend.rules import Symptoms, answers, rule_for
 from mend.ruleset import Rule
 from mend.spec import InvalidSpec, Spec
+from mend.status import RunPhase, RunStatus
 from world import World, a_spec
 
 

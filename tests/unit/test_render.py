@@ -7,12 +7,28 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from mend import protocol, render
-from mend.model import Observation, RunStatus
+from mend import render
+from mend.environment import (
+    ENV_GRACE_SECONDS,
+    ENV_HEARTBEAT_SECONDS,
+    ENV_RANKS_PER_WORKER,
+    ENV_RUN,
+    ENV_RUN_UID,
+    ENV_SIGNING_KEY,
+    ENV_STORE_AUTHORITY,
+    ENV_STORE_REQUESTS,
+    ENV_TLS_PEM,
+    ENV_TOKEN,
+    ENV_WORKER,
+    ENV_WORKERS,
+)
+from mend.names import ANNOTATION_AVOIDS, LABEL_ATTEMPT, LABEL_MANAGED_BY, LABEL_RUN, LABEL_WORKER
+from mend.observation import Observation
 from mend.spec import parse_spec
+from mend.status import RunStatus
 
 TEMPLATE: dict[str, Any] = {
-    "metadata": {"labels": {"team": "clio", protocol.LABEL_RUN: "forged"}, "annotations": {"note": "mine"}},
+    "metadata": {"labels": {"team": "clio", LABEL_RUN: "forged"}, "annotations": {"note": "mine"}},
     "spec": {
         "nodeSelector": {"gpu": "h100"},
         "terminationGracePeriodSeconds": 90,
@@ -23,7 +39,7 @@ TEMPLATE: dict[str, Any] = {
                 "image": "clio:1",
                 "command": ["python", "-m", "train"],
                 "args": ["--size", "3b"],
-                "env": [{"name": "LR", "value": "3e-4"}, {"name": protocol.ENV_WORKER, "value": "99"}],
+                "env": [{"name": "LR", "value": "3e-4"}, {"name": ENV_WORKER, "value": "99"}],
                 "envFrom": [{"configMapRef": {"name": "settings"}}],
                 "ports": [{"containerPort": 9000}],
             },
@@ -61,7 +77,7 @@ def test_everything_is_owned_by_the_run_and_labelled() -> None:
         assert made["metadata"]["ownerReferences"] == [OWNER]
         assert made["metadata"]["namespace"] == "team"
         labels = made["metadata"]["labels"]
-        assert (labels[protocol.LABEL_RUN], labels[protocol.LABEL_MANAGED_BY]) == ("clio", "mend")
+        assert (labels[LABEL_RUN], labels[LABEL_MANAGED_BY]) == ("clio", "mend")
 
 
 def test_a_pod_tells_worker_and_attempt() -> None:
@@ -69,8 +85,8 @@ def test_a_pod_tells_worker_and_attempt() -> None:
     pod, _ = a_worker()
     labels = pod["metadata"]["labels"]
     assert pod["metadata"]["name"] == "clio-2-a7"
-    assert (labels[protocol.LABEL_WORKER], labels[protocol.LABEL_ATTEMPT]) == ("2", "7")
-    assert (labels["team"], labels[protocol.LABEL_RUN]) == ("clio", "clio")
+    assert (labels[LABEL_WORKER], labels[LABEL_ATTEMPT]) == ("2", "7")
+    assert (labels["team"], labels[LABEL_RUN]) == ("clio", "clio")
     assert pod["metadata"]["annotations"] == {"note": "mine"}
     assert (pod["spec"]["hostname"], pod["spec"]["subdomain"]) == ("clio-2-a7", "clio")
 
@@ -90,19 +106,19 @@ def test_the_users_environment_is_kept_and_mends_wins() -> None:
     assert names[0] == "LR"
     assert len(names) == len(set(names))
     assert values["LR"] == "3e-4"
-    assert values[protocol.ENV_RUN] == "team/clio"
-    assert values[protocol.ENV_RUN_UID] == "u-1"
-    assert values[protocol.ENV_WORKER] == "2"
-    assert values[protocol.ENV_WORKERS] == "3"
-    assert values[protocol.ENV_RANKS_PER_WORKER] == "8"
-    assert values[protocol.ENV_HEARTBEAT_SECONDS] == "0.3"
-    assert values[protocol.ENV_GRACE_SECONDS] == "90"
+    assert values[ENV_RUN] == "team/clio"
+    assert values[ENV_RUN_UID] == "u-1"
+    assert values[ENV_WORKER] == "2"
+    assert values[ENV_WORKERS] == "3"
+    assert values[ENV_RANKS_PER_WORKER] == "8"
+    assert values[ENV_HEARTBEAT_SECONDS] == "0.3"
+    assert values[ENV_GRACE_SECONDS] == "90"
 
 
 def test_the_token_comes_from_the_secret_and_stands_nowhere_else() -> None:
     """Whoever may read pods may not give orders."""
     _, trainer = a_worker()
-    source = next(each for each in trainer["env"] if each["name"] == protocol.ENV_TOKEN)
+    source = next(each for each in trainer["env"] if each["name"] == ENV_TOKEN)
     secret = render.token_secret(SEEN, "s3cret")
     assert source["valueFrom"]["secretKeyRef"] == {"name": secret["metadata"]["name"], "key": "token"}
     assert secret["stringData"] == {"token": "s3cret"}
@@ -113,17 +129,17 @@ def test_the_runs_certificate_and_the_signing_key_come_from_secrets_too() -> Non
     _, trainer = a_worker()
     sources = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in trainer["env"]}
     secret = render.tls_secret(SEEN, "key and certificate")
-    assert sources[protocol.ENV_TLS_PEM] == {"name": secret["metadata"]["name"], "key": "tls.pem"}
+    assert sources[ENV_TLS_PEM] == {"name": secret["metadata"]["name"], "key": "tls.pem"}
     assert secret["stringData"] == {"tls.pem": "key and certificate"}
     assert secret["metadata"]["name"] != render.token_secret(SEEN, "s3cret")["metadata"]["name"]
-    assert sources[protocol.ENV_SIGNING_KEY] == {"name": "clio-signing", "key": "signing.key"}
+    assert sources[ENV_SIGNING_KEY] == {"name": "clio-signing", "key": "signing.key"}
 
 
 def test_without_a_signing_secret_nothing_is_signed() -> None:
     """The variable is absent, not empty."""
     checkpoint = replace(SPEC.checkpoint, signing_secret=None)
     pod = render.worker(replace(SPEC, checkpoint=checkpoint), SEEN, 0, 1)
-    assert protocol.ENV_SIGNING_KEY not in {each["name"] for each in pod["spec"]["containers"][1]["env"]}
+    assert ENV_SIGNING_KEY not in {each["name"] for each in pod["spec"]["containers"][1]["env"]}
 
 
 def test_credentials_join_the_users_sources() -> None:
@@ -136,7 +152,7 @@ def test_credentials_join_the_users_sources() -> None:
 def test_the_stores_authority_comes_with_its_credentials() -> None:
     """`ca.crt` of the Secret with the credentials, where there is one, reaches the ranks as a variable of its own."""
     _, trainer = a_worker()
-    (found,) = [each for each in trainer["env"] if each["name"] == protocol.ENV_STORE_AUTHORITY]
+    (found,) = [each for each in trainer["env"] if each["name"] == ENV_STORE_AUTHORITY]
     assert found["valueFrom"] == {"secretKeyRef": {"name": "s3-keys", "key": "ca.crt", "optional": True}}
 
 
@@ -145,7 +161,7 @@ def test_the_request_budget_reaches_every_process_that_opens_the_store() -> None
     for budget, given in ((None, []), (200, ["200"])):
         pod = render.worker(replace(SPEC, checkpoint=replace(SPEC.checkpoint, requests_per_second=budget)), SEEN, 0, 1)
         env = pod["spec"]["containers"][1]["env"]
-        assert [each["value"] for each in env if each["name"] == protocol.ENV_STORE_REQUESTS] == given
+        assert [each["value"] for each in env if each["name"] == ENV_STORE_REQUESTS] == given
 
 
 def test_the_rest_of_the_template_is_left_alone() -> None:
@@ -177,7 +193,7 @@ def test_the_service_is_headless_and_does_not_wait_for_readiness() -> None:
     """Ranks meet before anything is ready."""
     spec = render.service(SEEN)["spec"]
     assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
-    assert spec["selector"][protocol.LABEL_RUN] == "clio"
+    assert spec["selector"][LABEL_RUN] == "clio"
 
 
 def avoiding(affinity: dict[str, Any] | None) -> dict[str, Any]:
@@ -187,7 +203,7 @@ def avoiding(affinity: dict[str, Any] | None) -> dict[str, Any]:
         template["spec"]["affinity"] = affinity
     raw = {"workers": {"replicas": 1, "template": template}, "checkpoint": {"uri": "s3://bucket/clio"}}
     pod = render.worker(parse_spec(raw), SEEN, 0, 1, ("node-1", "node-7"))
-    assert pod["metadata"]["annotations"] == {"note": "mine", protocol.ANNOTATION_AVOIDS: "node-1,node-7"}
+    assert pod["metadata"]["annotations"] == {"note": "mine", ANNOTATION_AVOIDS: "node-1,node-7"}
     found: dict[str, Any] = pod["spec"]["affinity"]
     return found
 
@@ -200,7 +216,7 @@ def test_a_pod_is_kept_off_nodes() -> None:
     required = avoiding(None)["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert required == {"nodeSelectorTerms": [{"matchExpressions": [AWAY]}]}
     assert "affinity" not in a_worker()[0]["spec"]
-    assert protocol.ANNOTATION_AVOIDS not in a_worker()[0]["metadata"]["annotations"]
+    assert ANNOTATION_AVOIDS not in a_worker()[0]["metadata"]["annotations"]
 
 
 def test_the_templates_own_affinity_stays() -> None:

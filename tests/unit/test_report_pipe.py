@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
-from mend.protocol import Quarantined, Report, encode
+from mend.protocol import encode
+from mend.reports import Quarantined, Report
 from mend_trainer.told import ReportPipe
 
 _FIRST = Quarantined(uri="file:///store/step-1", reason="torn")

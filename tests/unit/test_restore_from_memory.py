@@ -11,7 +11,11 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from mend.protocol import ENV_ARENA, ENV_ARENAS, ENV_LAUNCH, CheckpointPlan, CheckpointRef, ExitCode, Launch, encode
+from mend.environment import ENV_ARENA, ENV_ARENAS, ENV_LAUNCH
+from mend.exitcodes import ExitCode
+from mend.orders import CheckpointPlan, Launch
+from mend.protocol import encode
+from mend.states import CheckpointRef
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.checkpoint import Checkpointer, CheckpointsUnreadable

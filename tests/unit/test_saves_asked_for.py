@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mend.actions import EmitEvent, SendSaveNow, SendStop
 from mend.decide import decide
-from mend.model import (
-    CheckpointStatus,
-    EmitEvent,
-    Observation,
-    RunPhase,
-    SaveWish,
-    SendSaveNow,
-    SendStop,
-    WishState,
-)
-from mend.protocol import SaveReport
+from mend.heartbeats import SaveReport
+from mend.observation import Observation
 from mend.saving import COMMIT_SECONDS, saving
 from mend.spec import Spec
+from mend.status import CheckpointStatus, RunPhase, SaveWish, WishState
 from world import World, a_spec
 
 

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 import torch
 
-from mend.protocol import CheckpointPlan, CheckpointRef, Committed, Report, SaveFailed, Staged
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Report, SaveFailed, Staged
+from mend.states import CheckpointRef
 from mend_trainer.checkpoint import Checkpointer
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mend.protocol import Phase
+from mend.heartbeats import Phase
 from reached import State
 from saving_phases import SavePhase, Seen, SlotSeen, phase_of
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mend.model import AgentView, Observation, PodPhase, RunStatus, Strike, WorkerPod
+from mend.heartbeats import AgentState, Heartbeat
+from mend.incidents import Strike
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
 from mend.presence import places
-from mend.protocol import AgentState, Heartbeat
 from mend.seats import seats
+from mend.status import RunStatus
 from world import a_spec
 
 SPEC = a_spec(3, 1, spares=2)

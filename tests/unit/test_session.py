@@ -14,22 +14,16 @@ import pytest
 import torch
 from torch import nn
 
-from mend.protocol import (
-    ENV_PAGE,
-    ENV_REPORT_FD,
-    CheckpointPlan,
-    Committed,
-    ExitCode,
-    Measured,
-    Phase,
-    Restored,
-    SaveFailed,
-    decode_report,
-)
+from mend.environment import ENV_PAGE, ENV_REPORT_FD
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Measured, Report, Restored, SaveFailed, Stepped, decode_report
 from mend.store import open_store
 from mend_trainer.alone import next_attempt
 from mend_trainer.checkpoint import MisfitError
-from mend_trainer.progress import PageReader, create_page
+from mend_trainer.curve import Curve
+from mend_trainer.progress import PageReader, ProgressPage, create_page
 from mend_trainer.session import FinalSaveFailed, Session
 
 STEPS = 10
@@ -321,3 +315,17 @@ def test_a_gang_that_was_not_joined_is_refused(monkeypatch: pytest.MonkeyPatch) 
     model = torch.nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match="init_process_group before Session"):
         Session(model=model, optimizer=torch.optim.SGD(model.parameters()))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_every_rank_tells_of_its_first_step_once_in_each_attempt(drawn: bool) -> None:
+    """The controller closes a recovery by it: ranks that draw no curve tell it too, and after a rejoin once more."""
+    told: list[Report] = []
+    page = ProgressPage.detached()
+    curve = Curve(page, told.append, drawn=drawn)
+    for step in (4, 5):
+        curve.add(step, 0.5, tokens=0, seconds=1.0)
+    page.begin_anew()
+    curve.add(6, 0.5, tokens=0, seconds=1.0)
+    assert sum(isinstance(each, Stepped) for each in told) == 2
+    assert sum(isinstance(each, Measured) for each in told) == (3 if drawn else 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.averages import Averages
 from mend_trainer.misfit import StateMisfit
 from mend_trainer.session import Session

@@ -10,8 +10,10 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from mend.environment import ENV_SIGNING_KEY
+from mend.keys import MANIFEST_NAME, share_name
 from mend.manifest import decode_manifest, encode_manifest
-from mend.protocol import ENV_SIGNING_KEY, MANIFEST_NAME, Committed, SaveFailed, share_name
+from mend.reports import Committed, SaveFailed
 from mend.store import Data, Unreachable
 from mend.store.files import FileStore
 from mend.verify import verify

@@ -6,44 +6,20 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from mend.actions import CreateTls, EmitEvent, SendLaunch
 from mend.assembling import assemble, missing_objects
 from mend.decide import decide
 from mend.heard import is_news
-from mend.model import (
-    AgentView,
-    CheckpointStatus,
-    CreateTls,
-    EmitEvent,
-    FailureClass,
-    IncidentKind,
-    IncidentRecord,
-    MemoryStatus,
-    Observation,
-    Origin,
-    PodPhase,
-    RunStatus,
-    SendLaunch,
-    StoredCheckpoint,
-    StoreView,
-    WorkerPod,
-)
+from mend.heartbeats import AgentState, Heartbeat, MemoryReport, Phase, RankExit, RankReport, decode_stream
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Origin
+from mend.listing import StoredCheckpoint, StoreView
 from mend.noted import noted
-from mend.protocol import (
-    AgentState,
-    Ancestor,
-    CheckpointRef,
-    Heartbeat,
-    Held,
-    MemoryReport,
-    Pending,
-    Phase,
-    RankExit,
-    RankReport,
-    decode_stream,
-    encode,
-)
+from mend.observation import AgentView, Observation, PodPhase, WorkerPod
+from mend.protocol import encode
 from mend.snapshots import buddy_urls, in_bytes, memories, wait_for_word, with_memory
 from mend.spec import Spec
+from mend.states import Ancestor, CheckpointRef, Held, Pending
+from mend.status import CheckpointStatus, MemoryStatus, RunStatus
 from world import EPOCH, a_spec
 
 UID = "run-uid"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
+from mend.actions import EmitEvent
 from mend.decide import decide
-from mend.model import EmitEvent, IncidentKind, Observation, RunPhase, RunStatus
+from mend.incidents import IncidentKind
 from mend.noted import accepted_spec
+from mend.observation import Observation
+from mend.status import RunPhase, RunStatus
 from world import World, a_spec
 
 PROBLEMS = ("spec.checkpoint.keepLast: got 1; expected a whole number of at least 2",)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from mend.actions import EmitEvent
 from mend.decide import decide
-from mend.model import EmitEvent, StoreView
+from mend.listing import StoreView
 from world import World, a_spec
 
 CAUTION = "the store ignores conditional writes"

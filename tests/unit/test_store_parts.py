@@ -12,7 +12,7 @@ from botocore.parsers import ResponseParserError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mend.protocol import ENV_STORE_REQUESTS
+from mend.environment import ENV_STORE_REQUESTS
 from mend.store import (
     BadCredentials,
     Forbidden,

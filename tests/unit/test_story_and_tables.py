@@ -13,33 +13,27 @@ from rich.console import Console
 
 from mend.chart import by_attempt, draw_run
 from mend.crstatus import UnreadableStatus, from_resource, to_resource
+from mend.heartbeats import Phase, Point
+from mend.incidents import FailureClass, IncidentKind, IncidentRecord, Origin, Strike, Tier
 from mend.journal import CurvePoint
-from mend.model import (
+from mend.observation import Observation, PodPhase, WorkerPod
+from mend.observe import own_word
+from mend.show import age, description, runs_table
+from mend.states import Ancestor, CheckpointRef
+from mend.status import (
     CheckpointStatus,
     Condition,
-    FailureClass,
-    IncidentKind,
-    IncidentRecord,
     IntervalInForce,
     Ledger,
     LimitInForce,
     MemoryStatus,
-    Observation,
-    Origin,
-    PodPhase,
     RunPhase,
     RunStatus,
     SaveWish,
     Score,
     Straggler,
-    Strike,
-    Tier,
     WishState,
-    WorkerPod,
 )
-from mend.observe import own_word
-from mend.protocol import Ancestor, CheckpointRef, Phase, Point
-from mend.show import age, description, runs_table
 from mend.story import tell
 from world import a_spec
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from mend.model import Pace, RunStatus, Straggler
+from mend.heartbeats import AgentState, Heartbeat, RankReport
+from mend.learnt import Pace
 from mend.noted import newly_slow
-from mend.protocol import AgentState, Heartbeat, RankReport
+from mend.status import RunStatus, Straggler
 from mend.stragglers import ROUND_STEPS, Paces, stragglers
 
 SLOW = 1.3

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mend import strikes
-from mend.model import Strike
+from mend.incidents import Strike
 
 NOW = 1_000_000.0
 DAY = 86_400.0

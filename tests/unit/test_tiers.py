@@ -6,22 +6,13 @@ import pytest
 from msgspec.structs import replace
 
 from mend import tiers
-from mend.model import (
-    AgentView,
-    FailureClass,
-    Incident,
-    IncidentKind,
-    IncidentRecord,
-    Observation,
-    RunStatus,
-    StoredCheckpoint,
-    StoreView,
-    Tier,
-    Verdict,
-    WorkerPod,
-)
-from mend.protocol import AgentState, CheckpointRef, Heartbeat, RankExit, RankReport
+from mend.heartbeats import AgentState, Heartbeat, RankExit, RankReport
+from mend.incidents import FailureClass, Incident, IncidentKind, IncidentRecord, Tier, Verdict
+from mend.listing import StoredCheckpoint, StoreView
+from mend.observation import AgentView, Observation, WorkerPod
 from mend.spec import Spec
+from mend.states import CheckpointRef
+from mend.status import RunStatus
 from world import a_spec
 
 SPEC = a_spec(2, 2, recovery={"budgets": {"user": 2, "window": "1h"}})

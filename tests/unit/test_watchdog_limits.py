@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mend.heard import StepSamples
-from mend.model import StepTimes
-from mend.protocol import Phase, RankExit, RankReport
+from mend.heartbeats import Phase, RankExit, RankReport
+from mend.learnt import StepTimes
 from mend.spec import Limits
 from mend.watchdog import (
     MOST_PAUSE_SECONDS,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from mend.protocol import ExitCode
+from mend.exitcodes import ExitCode
 from mend_trainer.kernel import adopt_orphans
 from mend_trainer.logs import Output, OutputHandler
 from mend_trainer.runtime import RuntimeFolder

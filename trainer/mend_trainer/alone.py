@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Sequence
 from typing import Final
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store as Counters
 
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME, parse_folder, split_key
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest
-from mend.protocol import (
-    MANIFEST_NAME,
-    QUARANTINE_NAME,
-    SAVE_FOLDER,
-    CheckpointPlan,
-    CheckpointRef,
-    Launch,
-    decode_launch,
-    encode,
-)
+from mend.orders import CheckpointPlan, Launch, decode_launch
+from mend.protocol import encode
+from mend.states import CheckpointRef
 from mend.store import Store, open_store
 from mend_trainer.checkpoint.signing import key_of
 
 RUN: Final = "alone"
 _LAUNCH_KEY: Final = "mend/launch"
-_SAVE: Final = re.compile(rf"(?P<folder>{SAVE_FOLDER})/(?P<name>[^/]+)")
 _MOST_CANDIDATES: Final = 5
 
 
@@ -46,13 +38,13 @@ def next_attempt(store: Store) -> tuple[int, tuple[CheckpointRef, ...]]:
     committed: dict[str, CheckpointRef] = {}
     spoilt: set[str] = set()
     for entry in store.list("step-"):
-        if found := _SAVE.fullmatch(entry.key):
-            folder = found["folder"]
-            if found["name"] == QUARANTINE_NAME:
+        if place := split_key(entry.key):
+            folder, name = place
+            if name == QUARANTINE_NAME:
                 spoilt.add(folder)
-            elif found["name"] == MANIFEST_NAME:
-                step, attempt = int(found["step"]), int(found["attempt"])
-                committed[folder] = CheckpointRef(uri=f"{store.uri}/{folder}", step=step, attempt=attempt)
+            elif name == MANIFEST_NAME:
+                named = parse_folder(folder)
+                committed[folder] = CheckpointRef(uri=f"{store.uri}/{folder}", step=named.step, attempt=named.attempt)
     if not committed:
         return 1, ()
     newest_first = sorted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from mend.protocol import ENV_ARENA, ENV_ARENAS
+from mend.environment import ENV_ARENA, ENV_ARENAS
 from mend_trainer.flushing import to_flush
 from mend_trainer.slots import Words, arena_path, create_arena, packed, unpacked
 from mend_trainer.stillness import Signs

@@ -20,7 +20,8 @@ import msgspec
 import xxhash
 from torch import nn
 
-from mend.protocol import TOKENIZERS_FOLDER, Message
+from mend.keys import TOKENIZERS_FOLDER
+from mend.protocol import Message
 from mend.store import NotFound, Store, StoreError
 
 BLUEPRINT: Final = "blueprint"  # its name among the values of a manifest

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Check, Checked
+from mend.orders import Check, Checked
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
 
 log = logging.getLogger(__name__)

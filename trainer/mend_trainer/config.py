@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
-from mend.protocol import CheckpointPlan
+from mend.orders import CheckpointPlan
 from mend_trainer.models.sizes import PRESETS, ModelConfig
 
 AtLeastOne = Annotated[int, Meta(ge=1)]

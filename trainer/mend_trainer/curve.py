@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mend.protocol import Measured, Point, Report
+from mend.heartbeats import LOSS, Point
+from mend.reports import Measured, Report, Stepped
 from mend_trainer.progress import ProgressPage
 
 
@@ -27,11 +28,12 @@ class _Step:
 
 
 class Curve:
-    """The loss over steps of one rank; `report` is None where another rank reports."""
+    """The loss over steps of one rank. Every rank reports its first step; points, only one whose curve is `drawn`."""
 
-    def __init__(self, page: ProgressPage, report: Callable[[Report], object] | None) -> None:
+    def __init__(self, page: ProgressPage, report: Callable[[Report], object], *, drawn: bool) -> None:
         self._page = page
         self._report = report
+        self._drawn = drawn
         self._pending: _Step | None = None
         self.loss = math.nan  # of the last step that was published
 
@@ -58,18 +60,15 @@ class Curve:
             done.event.synchronize()
         loss = None if done.loss is None else float(done.loss)
         self._page.complete_step(done.step, done.tokens, done.seconds, loss)
+        if self._page.steps_done == 1:
+            self._report(Stepped())
         if loss is None:
             return
         self.loss = loss
-        if self._report is not None:
-            self._report(_measured("loss", done.step, loss, done.tokens, done.seconds))
+        self.measured(LOSS, done.step, loss, done.tokens, done.seconds)
 
     def measured(self, name: str, step: int, value: float, tokens: int, seconds: float) -> None:
-        """A point of another curve, for example an evaluation's."""
-        if self._report is not None:
-            self._report(_measured(name, step, value, tokens, seconds))
-
-
-def _measured(name: str, step: int, value: float, tokens: int, seconds: float) -> Measured:
-    shown = value if math.isfinite(value) else None  # JSON has no NaN; the page says that it was one
-    return Measured(point=Point(step=step, loss=shown, tokens=tokens, seconds=seconds, name=name))
+        """A point of this curve or of another, for example an evaluation's."""
+        if self._drawn:
+            shown = value if math.isfinite(value) else None  # JSON has no NaN; the page says that it was one
+            self._report(Measured(point=Point(step=step, loss=shown, tokens=tokens, seconds=seconds, name=name)))

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Evidence, RankEvidence
+from mend.evidence import Evidence, RankEvidence
 from mend_trainer.gang import Gang
 from mend_trainer.procfs import GONE, ProcessFacts, has_handler, look_at, memory_room
 from mend_trainer.ranks import Rank

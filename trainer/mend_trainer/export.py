@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from mend.keys import MANIFEST_NAME
 from mend.manifest import Manifest, UnreadableManifest, decode_manifest, misplacement
-from mend.protocol import MANIFEST_NAME
 from mend.store import NotFound, Store, StoreError
 from mend.store.files import sync_folder
 from mend_trainer.architecture import UnknownArchitecture, names_to_write

@@ -13,22 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from mend.protocol import (
-    Committed,
-    ExitCode,
-    Held,
-    Launch,
-    Measured,
-    Pending,
-    Raised,
-    RankError,
-    RankExit,
-    Rejoin,
-    Rejoined,
-    Report,
-    SaveFailed,
-    Staged,
-)
+from mend.exitcodes import ExitCode
+from mend.heartbeats import RankError, RankExit
+from mend.orders import Launch, Rejoin
+from mend.reports import Committed, Measured, Raised, Rejoined, Report, SaveFailed, Staged
+from mend.states import Held, Pending
 from mend_trainer.kernel import Ending, kill_group, send
 from mend_trainer.logs import RankLog
 from mend_trainer.pipes import OrderPipe, make_pipes

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 import msgspec
 import torch
 
-from mend.protocol import BULK_PATH, ENV_TOKEN, WAY_FIGURE
+from mend.environment import ENV_TOKEN
+from mend.orders import WAY_FIGURE
+from mend.protocol import BULK_PATH
 from mend_trainer.checking import Finding
 
 ROWS: Final = {"cpu": 256, "cuda": 4096}  # of the matrices

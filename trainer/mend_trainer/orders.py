@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import ENV_ATTEMPT, ENV_ORDERS_FD, Rejoin, decode_rejoin
+from mend.environment import ENV_ATTEMPT, ENV_ORDERS_FD
+from mend.orders import Rejoin, decode_rejoin
 from mend_trainer.polling import readable
 
 _READ_BYTES: Final = 1 << 16

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import torch
 
-from mend.protocol import Ancestor, Message
+from mend.protocol import Message
+from mend.states import Ancestor
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import PER_RANK, leaves
 from mend_trainer.footing import Footing

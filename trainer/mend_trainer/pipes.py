@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from mend.protocol import Rejoin, encode
+from mend.orders import Rejoin
+from mend.protocol import encode
 from mend_trainer.reporting import PIPE_BYTES
 
 log = logging.getLogger(__name__)

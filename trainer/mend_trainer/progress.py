@@ -22,7 +22,7 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Phase
+from mend.heartbeats import Phase
 
 PAGE_BYTES: Final = 4096
 LAYOUT_VERSION: Final = 1
@@ -36,7 +36,7 @@ class _Word(IntEnum):
 
     MAGIC = 0  # "mendpag", then the version of the layout in the highest byte; 0 until the page is made
     MARKED_NS = 1  # time of the last mark of any kind
-    PHASE = 2  # index in protocol.Phase
+    PHASE = 2  # index in heartbeats.Phase
     PHASE_NS = 3  # when that phase began
     STEP = 4  # last completed step; tells that the next four, STEPPED_NS and WAITED_NS belong to it, or to a newer one
     STEP_SECONDS = 5

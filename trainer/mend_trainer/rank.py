@@ -20,16 +20,11 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from mend.protocol import (
-    ENV_ORDERS_FD,
-    ENV_PAGE,
-    ENV_REPORT_FD,
-    ENV_STACKS,
-    ExitCode,
-    Message,
-    Phase,
-    Raised,
-)
+from mend.environment import ENV_ORDERS_FD, ENV_PAGE, ENV_REPORT_FD, ENV_STACKS
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase
+from mend.protocol import Message
+from mend.reports import Raised
 from mend_trainer.command import Command, Module, Program, Script, understand
 from mend_trainer.kernel import die_with, name_process
 from mend_trainer.progress import ProgressPage

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from mend.protocol import Phase, RankError, RankExit, RankReport, Rejoin, Report
+from mend.heartbeats import Phase, RankError, RankExit, RankReport
+from mend.orders import Rejoin
+from mend.reports import Report
 from mend_trainer.footing import create_footing
 from mend_trainer.kernel import Ending
 from mend_trainer.logs import RankLog

@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from mend.protocol import GroupProgress
+from mend.evidence import GroupProgress
 from mend_trainer.rank import PYTHON_HANDLER
 
 # NCCL's recorder has a handler of its own in CUDA builds; the other serves every backend that records, such as gloo.

@@ -14,8 +14,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mend.environment import ENV_ATTEMPT, ENV_FOOTING
 from mend.lostpeers import is_of_a_lost_peer
-from mend.protocol import ENV_ATTEMPT, ENV_FOOTING, Ancestor, Launch, Message, Rejoin
+from mend.orders import Launch, Rejoin
+from mend.protocol import Message
+from mend.states import Ancestor
 from mend_trainer.bundle import Bundle, BundleState
 from mend_trainer.checkpoint.gang import Gang
 from mend_trainer.checkpoint.layout import PER_RANK

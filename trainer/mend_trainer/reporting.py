@@ -6,7 +6,10 @@ import os
 import traceback
 from typing import Final
 
-from mend.protocol import ENV_REPORT_FD, RankError, Report, encode
+from mend.environment import ENV_REPORT_FD
+from mend.heartbeats import RankError
+from mend.protocol import encode
+from mend.reports import Report
 
 PIPE_BYTES: Final = 1 << 20
 _TRACEBACK_BYTES: Final = 8192

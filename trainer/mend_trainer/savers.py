@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from mend.protocol import Committed, Held, Message, SaveFailed
+from mend.protocol import Message
+from mend.reports import Committed, SaveFailed
+from mend.states import Held
 
 
 class Guide(Message, frozen=True, kw_only=True):

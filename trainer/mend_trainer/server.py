@@ -13,17 +13,10 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from mend.protocol import (
-    BULK_PATH,
-    ORDERS_PATH,
-    STREAM_PATH,
-    Ack,
-    Checked,
-    Evidence,
-    Points,
-    decode_order,
-    encode,
-)
+from mend.evidence import Evidence
+from mend.heartbeats import Points
+from mend.orders import Ack, Checked, decode_order
+from mend.protocol import BULK_PATH, ORDERS_PATH, STREAM_PATH, encode
 from mend_trainer.bulk import send_bulk
 from mend_trainer.supervisor import Supervisor
 

@@ -24,22 +24,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mend.protocol import (
-    ENV_LAUNCH,
-    ENV_PAGE,
-    CheckpointPlan,
-    CheckpointRef,
-    ExitCode,
-    Launch,
-    Phase,
-    Raised,
-    Rejoin,
-    Rejoined,
-    Report,
-    Restored,
-    Stepped,
-    decode_launch,
-)
+from mend.environment import ENV_LAUNCH, ENV_PAGE
+from mend.exitcodes import ExitCode
+from mend.heartbeats import Phase
+from mend.orders import CheckpointPlan, Launch, Rejoin, decode_launch
+from mend.reports import Raised, Rejoined, Report, Restored
+from mend.states import CheckpointRef
 from mend.store import StoreError
 from mend_trainer.agreement import SaveAgreement
 from mend_trainer.alone import launch_alone
@@ -157,12 +147,11 @@ class Session(Generic[B]):
         )
         self._page = ProgressPage.open(os.environ[ENV_PAGE]) if ENV_PAGE in os.environ else ProgressPage.detached()
         self._reporter = Reporter.from_environment()
-        self._curve = Curve(self._page, self._report if self.rank == 0 else None)
+        self._curve = Curve(self._page, self._report, drawn=self.rank == 0)
         self._checkpointer: Checkpointer | None = None
         self._agreement = SaveAgreement(None, rank=self.rank)
         self._memory_interval_steps: int | None = None
         self._memory_is_due = False  # a snapshot for memory alone had to wait for the copy of the one before
-        self._has_stepped = False  # in this attempt
         self._wishes_seen = 0
         self._step = self._saved_step = -1
         self._tokens = 0
@@ -194,7 +183,6 @@ class Session(Generic[B]):
     def _enter_attempt(self) -> None:
         """Meet the other ranks over the model and the store, and take up a state with them."""
         self._page.enter(Phase.LOADING)
-        self._has_stepped = False
         if isinstance(self._model, DistributedDataParallel):
             outlive(self._model.process_group)
             self._rehearse_buckets()
@@ -315,9 +303,6 @@ class Session(Generic[B]):
         self._step += 1
         self._tokens += tokens
         self._curve.add(self._step, loss, self._tokens, seconds)
-        if not self._has_stepped and self._page.steps_done:
-            self._has_stepped = True
-            self._report(Stepped())
         if self._rejoining is not None:
             self._rejoining.completed(self._step, self._tokens)
         if self._checkpointer is not None:

@@ -8,7 +8,18 @@ from typing import TypeVar
 
 import msgspec
 
-from mend import protocol
+from mend.environment import (
+    ENV_AGENT_PORT,
+    ENV_GRACE_SECONDS,
+    ENV_HEARTBEAT_SECONDS,
+    ENV_POD_IP,
+    ENV_PRELOAD,
+    ENV_RANKS_PER_WORKER,
+    ENV_RUN,
+    ENV_TOKEN,
+    ENV_WORKER,
+)
+from mend.protocol import AGENT_PORT
 
 _Number = TypeVar("_Number", int, float)
 
@@ -55,20 +66,20 @@ def read_settings(command: Sequence[str], environment: Mapping[str, str] = os.en
 
     if not command:
         problems.append("command: missing; expected `mend-agent -- COMMAND [ARGS...]`, what starts one rank")
-    token = environment.get(protocol.ENV_TOKEN, "")
+    token = environment.get(ENV_TOKEN, "")
     if not token:
-        problems.append(f"{protocol.ENV_TOKEN}: missing; expected the token from the run's Secret")
-    preload = environment.get(protocol.ENV_PRELOAD, "")
+        problems.append(f"{ENV_TOKEN}: missing; expected the token from the run's Secret")
+    preload = environment.get(ENV_PRELOAD, "")
     settings = Settings(
         command=tuple(command),
-        run=environment.get(protocol.ENV_RUN, ""),
-        worker=number(protocol.ENV_WORKER, int, 0, 0),
-        ranks_per_worker=number(protocol.ENV_RANKS_PER_WORKER, int, 1, 1),
+        run=environment.get(ENV_RUN, ""),
+        worker=number(ENV_WORKER, int, 0, 0),
+        ranks_per_worker=number(ENV_RANKS_PER_WORKER, int, 1, 1),
         token=token,
-        host=environment.get(protocol.ENV_POD_IP) or "0.0.0.0",
-        port=number(protocol.ENV_AGENT_PORT, int, protocol.AGENT_PORT, 1),
-        heartbeat_seconds=number(protocol.ENV_HEARTBEAT_SECONDS, float, 0.3, 0.01),
-        grace_seconds=number(protocol.ENV_GRACE_SECONDS, float, 30.0, 0.0),
+        host=environment.get(ENV_POD_IP) or "0.0.0.0",
+        port=number(ENV_AGENT_PORT, int, AGENT_PORT, 1),
+        heartbeat_seconds=number(ENV_HEARTBEAT_SECONDS, float, 0.3, 0.01),
+        grace_seconds=number(ENV_GRACE_SECONDS, float, 30.0, 0.0),
         preload=tuple(name.strip() for name in preload.split(",") if name.strip()),
     )
     if problems:

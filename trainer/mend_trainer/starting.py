@@ -10,8 +10,9 @@ from typing import Final
 
 import msgspec
 
-from mend import protocol
-from mend.protocol import Launch
+from mend.environment import ENV_ATTEMPT, ENV_FOOTING, ENV_LAUNCH, ENV_ORDERS_FD, ENV_PAGE, ENV_REPORT_FD, ENV_STACKS
+from mend.orders import Launch
+from mend.protocol import encode
 from mend_trainer.arenas import Arenas
 from mend_trainer.command import Command, Program
 from mend_trainer.kernel import Ending, Reaper, kill_group, spawn
@@ -69,8 +70,8 @@ def _start_cold(given: Mapping[str, str], pipes: Pipes, tools: Tools) -> int:
         **tools.environment,
         **given,
         ENV_AGENT_PID: str(os.getpid()),
-        protocol.ENV_REPORT_FD: str(pipes.reports),  # a standby has numbers of its own for these
-        protocol.ENV_ORDERS_FD: str(pipes.orders),
+        ENV_REPORT_FD: str(pipes.reports),  # a standby has numbers of its own for these
+        ENV_ORDERS_FD: str(pipes.orders),
     }
     os.set_inheritable(pipes.reports, True)
     os.set_inheritable(pipes.orders, True)
@@ -98,11 +99,11 @@ def rank_environment(launch: Launch, rank: Rank, store_port: int, arenas: Arenas
         "TORCHELASTIC_RESTART_COUNT": str(launch.attempt),
         "TORCHELASTIC_RUN_ID": launch.run,
         ENV_WORKER_SERVER: str(rank.socket_path),
-        protocol.ENV_ATTEMPT: str(launch.attempt),
-        protocol.ENV_LAUNCH: protocol.encode(launch).decode(),
-        protocol.ENV_PAGE: str(rank.page_path),
-        protocol.ENV_STACKS: str(rank.stacks_path),
-        protocol.ENV_FOOTING: str(rank.footing_path),
+        ENV_ATTEMPT: str(launch.attempt),
+        ENV_LAUNCH: encode(launch).decode(),
+        ENV_PAGE: str(rank.page_path),
+        ENV_STACKS: str(rank.stacks_path),
+        ENV_FOOTING: str(rank.footing_path),
         **arenas.environment(local),
     }
 

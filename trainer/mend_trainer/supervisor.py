@@ -11,23 +11,11 @@ import uuid
 from collections.abc import Coroutine, Mapping
 from typing import Final
 
-from mend.protocol import (
-    ENV_SNAPSHOT_TOKEN,
-    ENV_TOKEN,
-    Ack,
-    AgentState,
-    Check,
-    Checked,
-    Evidence,
-    ExitCode,
-    Gather,
-    Heartbeat,
-    Launch,
-    MemoryReport,
-    Order,
-    SaveNow,
-    Stop,
-)
+from mend.environment import ENV_SNAPSHOT_TOKEN, ENV_TOKEN
+from mend.evidence import Evidence
+from mend.exitcodes import ExitCode
+from mend.heartbeats import AgentState, Heartbeat, MemoryReport
+from mend.orders import Ack, Check, Checked, Gather, Launch, Order, SaveNow, Stop
 from mend_trainer.arenas import Arenas
 from mend_trainer.bell import Bell
 from mend_trainer.checking import check

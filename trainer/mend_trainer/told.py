@@ -11,23 +11,22 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import (
-    CheckpointRef,
+from mend.heartbeats import Point, SaveReport
+from mend.reports import (
     Committed,
     Measured,
-    Point,
     Quarantined,
     Raised,
     Rejoined,
     Report,
     Restored,
     SaveFailed,
-    SaveReport,
     Skipped,
     Staged,
     Stepped,
     decode_report,
 )
+from mend.states import CheckpointRef
 from mend_trainer.linepipe import LinePipe
 
 log = logging.getLogger(__name__)

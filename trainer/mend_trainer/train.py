@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import xxhash
 from torch import nn
 
-from mend.protocol import ExitCode
+from mend.exitcodes import ExitCode
 from mend_trainer.averages import Averages
 from mend_trainer.blueprint import Blueprint, blueprint_of
 from mend_trainer.bundle import Bundle

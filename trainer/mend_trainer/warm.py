@@ -20,7 +20,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from mend.protocol import ENV_RUN_UID, ExitCode, Message
+from mend.environment import ENV_RUN_UID
+from mend.exitcodes import ExitCode
+from mend.protocol import Message
 from mend.store.s3_client import prepare
 from mend_trainer.command import Command, Module, Program, Script
 from mend_trainer.kernel import die_with, name_process

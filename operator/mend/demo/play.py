@@ -22,10 +22,10 @@ from mend.demo.verdict import broken_promises, curves_agree, matched, summary, t
 from mend.demo.view import View, told
 from mend.demo.watch import Harm, Injection, Plan, Sight, Watcher, injure
 from mend.journal import CurvePoint, Journal, read_curve
+from mend.keys import MANIFEST_NAME
 from mend.kube.client import KubeClient
 from mend.manifest import Manifest, decode_manifest
-from mend.model import RunPhase, RunStatus
-from mend.protocol import MANIFEST_NAME
+from mend.status import RunPhase, RunStatus
 from mend.store import Credentials, open_store
 from mend.story import tell_ledger
 from mend_local.bootstrap import S3_SECRET

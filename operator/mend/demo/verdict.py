@@ -11,9 +11,11 @@ from rich import box
 from rich.table import Table
 
 from mend.demo.watch import Injection, Plan
+from mend.heartbeats import LOSS
+from mend.incidents import IncidentRecord
 from mend.journal import CurvePoint
 from mend.manifest import Manifest
-from mend.model import IncidentRecord, RunStatus
+from mend.status import RunStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def _losses(points: Iterable[CurvePoint]) -> dict[int, set[float]]:
     """Every loss that any attempt reported for a step."""
     losses: dict[int, set[float]] = defaultdict(set)
     for each in points:
-        if each.point.name == "loss" and each.point.loss is not None:
+        if each.point.name == LOSS and each.point.loss is not None:
             losses[each.point.step].add(each.point.loss)
     return losses
 

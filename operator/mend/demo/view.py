@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mend.demo.watch import Sight
-from mend.model import RunPhase
+from mend.status import RunPhase
 from mend.story import culprits
 
 SAID_LINES = 12

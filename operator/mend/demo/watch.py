@@ -12,11 +12,13 @@ from mend import render
 from mend.agents import AgentPool
 from mend.apply import TRAINING_RUNS
 from mend.crstatus import from_resource
+from mend.heartbeats import RankReport
+from mend.incidents import IncidentKind
 from mend.kube.client import PODS, SECRETS, KubeClient
 from mend.kube.errors import NotFound
-from mend.model import IncidentKind, RunStatus
+from mend.names import LABEL_RUN, TOKEN_SECRET_KEY
 from mend.observe import decoded, targets, worker_pod
-from mend.protocol import LABEL_RUN, TOKEN_SECRET_KEY, RankReport
+from mend.status import RunStatus
 
 
 class Harm(StrEnum):

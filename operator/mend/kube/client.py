@@ -38,7 +38,6 @@ ATTEMPTS: Final = 4
 PAGE_SIZE: Final = 500
 LINE_LIMIT_BYTES: Final = 8 << 20  # etcd holds objects of up to 1.5 MiB
 MERGE_PATCH: Final = "application/merge-patch+json"
-JSON_PATCH: Final = "application/json-patch+json"
 USER_AGENT: Final = "mend"
 # What the official loader raises for a file that is missing, broken, empty or of another shape.
 _UNUSABLE: Final = (ConfigException, OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError)
@@ -255,18 +254,6 @@ class KubeClient:
         """RFC 7386: objects are merged, lists replaced, null removes."""
         path = resource.path(namespace, name, subresource)
         return await self._json("PATCH", path, body=patch, content_type=MERGE_PATCH)
-
-    async def json_patch(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        operations: tuple[Mapping[str, Any], ...],
-        subresource: str = "",
-    ) -> Json:
-        """RFC 6902; a failed `test` raises `Invalid`."""
-        path = resource.path(namespace, name, subresource)
-        return await self._json("PATCH", path, body=[*operations], content_type=JSON_PATCH)
 
     async def delete(
         self,

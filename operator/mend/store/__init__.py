@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mend.protocol import ENV_STORE_AUTHORITY, ENV_STORE_REQUESTS
+from mend.environment import ENV_STORE_AUTHORITY, ENV_STORE_REQUESTS
 from mend.store.api import Buffer, Data, Entry, Probe, Store, Unfinished
 from mend.store.errors import (
     AlreadyExists,

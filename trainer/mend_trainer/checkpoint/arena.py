@@ -18,7 +18,8 @@ import msgspec
 import torch
 import xxhash
 
-from mend.protocol import Ancestor, Message
+from mend.protocol import Message
+from mend.states import Ancestor
 from mend_trainer.checkpoint.copying import Room, copy_in, pin, unpin
 from mend_trainer.checkpoint.layout import Block, starts, torch_dtype
 from mend_trainer.checkpoint.mapping import mapped

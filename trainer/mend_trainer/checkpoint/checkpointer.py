@@ -14,18 +14,10 @@ from typing import Any, Final
 import msgspec
 import torch.distributed as dist
 
-from mend.protocol import (
-    ENV_ARENA,
-    Ancestor,
-    CheckpointPlan,
-    CheckpointRef,
-    Committed,
-    Holder,
-    Report,
-    SaveFailed,
-    Skipped,
-    Staged,
-)
+from mend.environment import ENV_ARENA
+from mend.orders import CheckpointPlan
+from mend.reports import Committed, Report, SaveFailed, Skipped, Staged
+from mend.states import Ancestor, CheckpointRef, Holder
 from mend.store import Store, open_store
 from mend_trainer.checkpoint.arena import Arena, Header, Origin, Snapshot
 from mend_trainer.checkpoint.gang import make_gang

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, announcement_key, parse_folder
 from mend.manifest import Manifest, StoredObject, TensorEntry, encode_manifest
-from mend.protocol import DCP_METADATA_NAME, MANIFEST_NAME, announcement_key
 from mend.store import NotFound, Store, WrongAnswer
 from mend_trainer.checkpoint.arena import Origin
 from mend_trainer.checkpoint.dcp import stock_metadata
@@ -36,7 +36,7 @@ def commit(store: Store, folder: str, origin: Origin, shares: Sequence[Share], k
         tensors=entries_of(written),
         values=origin.values,
         config_digest=origin.config_digest,
-        save_id=folder.partition("/")[2].partition("-")[2],
+        save_id=parse_folder(folder).save_id,
     )
     store.put(f"{folder}/{DCP_METADATA_NAME}", pickle.dumps(stock_metadata(manifest, written)))
     store.put(announcement_key(folder), b"")  # before the manifest: what is committed is announced

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from mend.protocol import Report, Staged
+from mend.reports import Report, Staged
 from mend_trainer.checkpoint.arena import Arena
 from mend_trainer.savers import Guide
 

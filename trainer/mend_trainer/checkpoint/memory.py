@@ -9,8 +9,9 @@ from typing import Protocol
 
 import msgspec
 
+from mend.environment import ENV_ARENAS
 from mend.manifest import Chunk, Manifest
-from mend.protocol import ENV_ARENAS, Holder
+from mend.states import Holder
 from mend.store import NotFound, StoreError
 from mend_trainer.checkpoint.arena import Arena, Snapshot
 from mend_trainer.checkpoint.commit import entries_of

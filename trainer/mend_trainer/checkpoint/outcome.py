@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mend.protocol import Ancestor, CheckpointRef
+from mend.states import Ancestor, CheckpointRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

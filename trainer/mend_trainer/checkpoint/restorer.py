@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 import torch
 
+from mend.keys import MANIFEST_NAME, QUARANTINE_NAME
 from mend.manifest import Manifest, NewerManifest, UnreadableManifest, Untrusted, decode_manifest, misplacement
-from mend.protocol import MANIFEST_NAME, QUARANTINE_NAME, Ancestor, CheckpointRef, Message, Quarantined, Report
+from mend.protocol import Message
+from mend.reports import Quarantined, Report
+from mend.states import Ancestor, CheckpointRef
 from mend.store import NotFound, Store, StoreError, of_reason
 from mend_trainer.checkpoint.dcp import Corrupt
 from mend_trainer.checkpoint.fit import compare, surplus_problem

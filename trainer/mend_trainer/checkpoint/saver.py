@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from mend.protocol import Committed, SaveFailed
+from mend.reports import Committed, SaveFailed
 from mend.store import Store, StoreError, open_store
 from mend.verify import leave_note, verify
 from mend_trainer.checkpoint.arena import Arena, Snapshot

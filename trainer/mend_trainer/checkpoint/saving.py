@@ -15,16 +15,10 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from mend.keys import DCP_METADATA_NAME, MANIFEST_NAME, checkpoint_key, share_name
 from mend.manifest import UnreadableManifest, decode_manifest, misplacement
-from mend.protocol import (
-    DCP_METADATA_NAME,
-    MANIFEST_NAME,
-    CheckpointRef,
-    Committed,
-    SaveFailed,
-    checkpoint_key,
-    share_name,
-)
+from mend.reports import Committed, SaveFailed
+from mend.states import CheckpointRef
 from mend.store import AlreadyExists, NotFound, Store, StoreError
 from mend.store.parallel import each
 from mend_trainer.checkpoint.arena import Origin, Snapshot

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from mend.environment import ENV_SIGNING_KEY
 from mend.manifest import signing_key
-from mend.protocol import ENV_SIGNING_KEY
 
 
 def key_of(run: str) -> bytes | None:

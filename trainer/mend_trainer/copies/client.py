@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from mend.protocol import Held
+from mend.states import Held
 from mend_trainer.copies.tls import RunTls
 from mend_trainer.copies.wire import (
     BESIDE_HEADER,

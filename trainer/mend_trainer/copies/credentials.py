@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mend.protocol import ENV_SNAPSHOT_TOKEN, ENV_TLS_PEM
+from mend.environment import ENV_SNAPSHOT_TOKEN, ENV_TLS_PEM
 from mend_trainer.copies.tls import BadCertificate, RunTls, read_run_tls
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from mend.protocol import Held
+from mend.states import Held
 from mend_trainer.copies.tls import RunTls, WrongPeer
 from mend_trainer.copies.wire import (
     BESIDE_HEADER,

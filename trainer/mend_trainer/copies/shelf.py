@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import xxhash
 
-from mend.protocol import Held
+from mend.states import Held
 from mend_trainer.checkpoint.arena import Arena, Draft, Header, Snapshot
 from mend_trainer.checkpoint.layout import starts
 from mend_trainer.checkpoint.sources import Sheet, sheet_of

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from mend.protocol import Holder
+from mend.states import Holder
 from mend.store import NotFound
 from mend_trainer.checkpoint.layout import starts
 from mend_trainer.checkpoint.sources import Sheet
