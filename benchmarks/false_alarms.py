@@ -4,7 +4,8 @@
 
 Lengths of steps are drawn in blocks; each goes through the controller's own `StepSamples` and `bounds_for`, one by one,
 as heartbeats would bring them. A *pause* is a step beyond its limit that went on by itself: it was noted and evidence
-was asked for, nothing else. A *false alarm* is a step beyond its patience: healthy ranks would have been killed. Hangs
+was asked for, nothing else. A *false alarm* is a step beyond its patience: healthy ranks would have been killed. Steps
+are long here because ranks work; had they slept through them, patience would have been shorter, which is told too. Hangs
 are put into the same streams at random times; their delay is counted from the fault to the heartbeat that shows the
 gang beyond its limit, in steps of the gang's median at that time.
 
@@ -23,6 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from figures import Row, arguments, publish, quantile
+from msgspec.structs import replace
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
@@ -31,9 +33,9 @@ from rich.table import Table
 from mend.heard import StepSamples
 from mend.heartbeats import Phase, RankReport
 from mend.spec import Limits, parse_spec
-from mend.watchdog import bounds_for
+from mend.watchdog import bounds_for, pause_in_force
 
-SEED: Final = 2
+SEED: Final = 3
 RANK_HOURS: Final = 1_250_000.0  # over all kinds of streams together
 QUICK_RANK_HOURS: Final = 150_000.0
 RANKS: Final = (8, 1024)
@@ -130,25 +132,29 @@ class Tally:
     steps: int = 0
     pauses: int = 0
     false_alarms: int = 0
+    of_sleepers: int = 0  # false alarms, had the long step been slept through
     delays: list[float] = field(default_factory=list)  # of hangs, in seconds
     delays_in_steps: list[float] = field(default_factory=list)
     late: int = 0  # hangs beyond max(1 s, 3 steps)
 
 
 class Watched:
-    """One attempt seen by the controller: all its ranks do the same, so one report stands for all."""
+    """One attempt seen by the controller: all its ranks do the same, so one report stands for all.
 
-    def __init__(self, limits: Limits) -> None:
+    The cheapest cure is at hand: one rank would be killed, while the others rejoin.
+    """
+
+    def __init__(self, limits: Limits, ranks: int) -> None:
         self._samples = StepSamples(attempt=1)
-        self._limits = limits
+        self._limits = replace(limits, pause_seconds=pause_in_force(None, may_rejoin=True, ranks=ranks))
         self._reports = {
             phase: RankReport(rank=0, pid=1, phase=phase, steps_done=2)
             for phase in (Phase.STEP, Phase.SAVING, Phase.EVALUATING)
         }
 
-    def bounds(self, phase: Phase = Phase.STEP) -> tuple[float, float]:
+    def bounds(self, phase: Phase = Phase.STEP, *, idle: bool = False) -> tuple[float, float]:
         """What holds for the gang now."""
-        return bounds_for(self._reports[phase], self._samples.times(), self._limits)
+        return bounds_for(self._reports[phase], self._samples.times(), self._limits, idle=idle)
 
     def learn(self, seconds: float) -> None:
         """A step was completed."""
@@ -174,7 +180,7 @@ def simulate(draw: Draw, rank_hours: float, rng: np.random.Generator, limits: Li
 
 def _attempt(draw: Draw, gang: Gang, seconds: float, rng: np.random.Generator, limits: Limits, tally: Tally) -> None:
     """One attempt, in blocks: first the hangs are placed, then the steps go by."""
-    watched = Watched(limits)
+    watched = Watched(limits, gang.ranks)
     watched.learn(float(draw(rng, gang, 1)[0]))
     left = seconds
     while left > 0:
@@ -207,6 +213,7 @@ def _block(watched: Watched, lengths: Floats, hangs: dict[int, tuple[float, floa
         if length > limit:
             tally.pauses += 1
             tally.false_alarms += length > patience
+            tally.of_sleepers += length > watched.bounds(idle=True)[1]
         if step in hangs:
             into, share = hangs[step]
             wait = share * min(HEARTBEAT_SECONDS, STANDSTILL_SHARE * limit)
@@ -300,7 +307,11 @@ def rows(found: list[Tally]) -> list[Row]:
     """The figures of issue 3: no false alarm at all, and the delay of hangs by stream."""
     alarms = sum(each.false_alarms for each in found)
     hours = round(sum(each.rank_hours for each in found))
-    made = [Row(f"false alarms in {hours:,} rank-hours", "", alarms, 0, n=hours, p50=alarms, met=alarms == 0)]
+    sleepers = sum(each.of_sleepers for each in found)
+    note = f"{sleepers}, had ranks slept through their long steps"
+    made = [
+        Row(f"false alarms in {hours:,} rank-hours", "", alarms, 0, n=hours, p50=alarms, met=alarms == 0, note=note)
+    ]
     for each in found:
         if not each.delays:
             continue

@@ -12,6 +12,7 @@ from mend.incidents import Verdict
 from mend.lostpeers import WORDS, is_of_a_lost_peer
 from mend.stacks import seen_at
 
+SLEEPING = frozenset("S")
 STOPPED = frozenset("Tt")
 UNINTERRUPTIBLE = frozenset("D")
 DEAD = frozenset("ZXx")

@@ -38,6 +38,7 @@ CHORUS_SECONDS = 0.1  # a mistake of the training code is often raised by every 
 MEETING_SECONDS = 30.0  # for ranks that rejoin, from the order until all have met
 READING_SECONDS = 120.0  # between two parts of a checkpoint that they read
 QUIET_HEARTBEATS = 2  # a worker that has missed one may be the one that the others complain about
+IDLE_SHARE = 0.02  # of a CPU, between two looks
 OVERDUE_LOOK_SECONDS = 0.02  # a gang may be overdue by what was heard; the heartbeat that says so is due any moment
 OF_STORAGE = (Phase.STARTING, Phase.LOADING, Phase.DATA, Phase.SAVING)  # in which a rank waits for what others serve
 HARDWARE = re.compile(r"\b(cuda error|cudnn|cublas|ecc|xid|nvlink|hardware)\b")
@@ -86,7 +87,7 @@ def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None) ->
     stay = tuple(rank for rank in seen.ranks if verdict is None or rank.rank not in verdict.ranks)
     may_rejoin = spec.recovery.first_tier is FirstTier.REJOIN and all(rank.can_rejoin for rank in stay)
     may_rejoin = may_rejoin and (verdict is None or verdict.is_known)
-    pause = pause_in_force(limits.pause_seconds, may_rejoin=may_rejoin, hangs=hangs)
+    pause = pause_in_force(limits.pause_seconds, may_rejoin=may_rejoin, ranks=len(seen.ranks), hangs=hangs)
     limits = replace(limits, pause_seconds=pause)
     if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
         return limits
@@ -265,7 +266,9 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
         verdict = replace(verdict, reasons=(*verdict.reasons, short.words))
     proven = any(map(_cannot_go_on, evidence))
     awaited = short if short is not None and short.until_seconds > stands and not proven else None
-    left = until_bounds(heard, seen.step_times, limits_now(spec, seen, verdict)) or left
+    guilty = [each for each in evidence if each.rank in verdict.ranks]
+    idle = bool(guilty) and all(map(_does_nothing, guilty))
+    left = until_bounds(heard, seen.step_times, limits_now(spec, seen, verdict), idle=idle) or left
     patience = max(0.0, left.patience, awaited.until_seconds - stands if awaited is not None else 0.0)
     return Incident(
         kind=IncidentKind.HUNG,
@@ -309,6 +312,11 @@ def _stuck_machines(
 def _cannot_go_on(rank: RankEvidence) -> bool:
     """The kernel's own word: its process is stopped or dead. All else may yet turn out to be a long pause."""
     return rank.process_state in culprit.STOPPED | culprit.DEAD
+
+
+def _does_nothing(rank: RankEvidence) -> bool:
+    """All of its threads sleep, and not for a disk; one that computes may yet come to the end of a long step."""
+    return rank.process_state in culprit.SLEEPING and not rank.threads_running and rank.cpu_share < IDLE_SHARE
 
 
 def _culprit_of_hang(spec: Spec, seen: Observation, evidence: tuple[RankEvidence, ...]) -> Verdict:

@@ -32,10 +32,12 @@ HIGH_SIGMAS = 0.6745  # how many sigmas the upper quartile lies above the median
 # What a way back costs, roughly, on a busy machine: ranks that stay, or new processes and steps done twice
 # (benchmarks/recovery.py: half a second and less where nothing else runs).
 REJOIN_SECONDS, RESTART_SECONDS = 0.75, 2.0
+MEASURED_RANKS, RANKS_POWER = 8, 0.4  # the longest pause of n ranks, Pareto with alpha 2.5, grows as n^0.4
 MOST_PAUSE_SECONDS = 60.0
 
 STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 1.6, 3.5, 1.12
-STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 5.0, 15.0, 3.0
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 14.0, 15.0, 3.0
+STEPS_FOR_THE_IDLE = 8.0  # with a rank of which nothing runs: a long step is computed, or read from a disk
 
 
 class Bounds(NamedTuple):
@@ -45,16 +47,23 @@ class Bounds(NamedTuple):
     patience: float
 
 
-def pause_in_force(given_seconds: float | None, *, may_rejoin: bool, hangs: int) -> float:
-    """Seconds beyond the limit before a rank is killed without proof; `hangs`: for how many ranks were, of late."""
+def pause_in_force(given_seconds: float | None, *, may_rejoin: bool, ranks: int = 1, hangs: int = 0) -> float:
+    """Seconds beyond the limit before a rank is killed without proof; `hangs`: for how many ranks were, of late.
+
+    Of more ranks one is likelier to make a long pause, and their way back costs more.
+    """
     if given_seconds is not None:
         return given_seconds
+    cost = REJOIN_SECONDS if may_rejoin else RESTART_SECONDS
+    size: float = max(1.0, ranks / MEASURED_RANKS) ** RANKS_POWER
     doublings = min(hangs, 10)  # more than enough for the most
-    return min((REJOIN_SECONDS if may_rejoin else RESTART_SECONDS) * 2.0**doublings, MOST_PAUSE_SECONDS)
+    return min(cost * size * 2.0**doublings, MOST_PAUSE_SECONDS)
 
 
-def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
+def step_bounds(times: StepTimes, limits: Limits, *, idle: bool = False) -> Bounds | None:
     """The bounds of a step, learnt from this attempt's steps; None before there are any.
+
+    `idle`: whoever is to blame has been seen to do nothing at all.
 
     Robust against the long tails of step times: the median, the spread between it and the upper quartile (design
     section 5 asks for online quantiles), and the two peaks: steps that are rare and long by design have left the sample
@@ -70,18 +79,19 @@ def step_bounds(times: StepTimes, limits: Limits) -> Bounds | None:
     sigma = (ordered[int(HIGH_SHARE * len(ordered))] - middle) / HIGH_SIGMAS
     peak, habit = (each * middle for each in times.peaks)
     limit = max(STEPS_TO_LIMIT * middle, middle + SPREADS_TO_LIMIT * sigma, PEAKS_TO_LIMIT * habit)
-    patience = max(STEPS_OF_PATIENCE * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
+    steps = STEPS_FOR_THE_IDLE if idle else STEPS_OF_PATIENCE
+    patience = max(steps * middle, middle + SPREADS_OF_PATIENCE * sigma, PEAKS_OF_PATIENCE * peak)
     return _bounded(limit, patience, limits, limits.ceiling_seconds)
 
 
 def _bounded(limit: float, patience: float, limits: Limits, most: float) -> Bounds:
     """Between the floor and `most`, and patience never within a pause of the limit."""
     limit = min(max(limit, limits.floor_seconds), most)
-    pause = pause_in_force(limits.pause_seconds, may_rejoin=True, hangs=0)
+    pause = pause_in_force(limits.pause_seconds, may_rejoin=True)
     return Bounds(limit, min(max(patience, limit + pause), most))
 
 
-def bounds_for(rank: RankReport, times: StepTimes, limits: Limits) -> Bounds:
+def bounds_for(rank: RankReport, times: StepTimes, limits: Limits, *, idle: bool = False) -> Bounds:
     """Seconds that this rank may go without a mark in the phase that it is in."""
     match rank.phase:
         case Phase.STARTING | Phase.LOADING:
@@ -93,7 +103,7 @@ def bounds_for(rank: RankReport, times: StepTimes, limits: Limits) -> Bounds:
         case Phase.EXITING:
             return _given(limits.saving_seconds)
         case Phase.DATA | Phase.STEP | Phase.COLLECTIVE:
-            learnt = step_bounds(times if times.seconds else _last_step(rank), limits)
+            learnt = step_bounds(times if times.seconds else _last_step(rank), limits, idle=idle)
             return _given(limits.first_step_seconds) if learnt is None or not rank.steps_done else learnt
         case never:
             assert_never(never)
@@ -117,7 +127,7 @@ def _last_step(rank: RankReport) -> StepTimes:
     return StepTimes(seconds=(rank.step_seconds,) if rank.steps_done > 1 and rank.step_seconds > 0 else ())
 
 
-def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits) -> Bounds | None:
+def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits, *, idle: bool = False) -> Bounds | None:
     """Seconds until the gang counts as hung, and until patience with it runs out; zero or less: it is so now.
 
     The whole gang must be overdue, each rank by the bounds of its own phase: one rank that saves or evaluates explains
@@ -130,7 +140,7 @@ def until_bounds(ranks: Iterable[RankReport], times: StepTimes, limits: Limits) 
             continue
         key = (rank.phase, rank.steps_done > 0)
         if (bounds := known.get(key)) is None or not times.seconds:
-            bounds = known[key] = bounds_for(rank, times, limits)
+            bounds = known[key] = bounds_for(rank, times, limits, idle=idle)
         limit = max(limit, bounds.limit - rank.progress_seconds)
         patience = max(patience, bounds.patience - rank.progress_seconds)
     return None if limit == -math.inf else Bounds(limit, patience)

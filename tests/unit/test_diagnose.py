@@ -395,7 +395,7 @@ def test_a_standstill_must_have_been_heard_of() -> None:
 
 @pytest.mark.parametrize(
     ("states", "patience"),
-    [(("S", "S"), 0.8), (("S", "R"), 0.8), (("S", "D"), 0.8), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
+    [(("S", "S"), 5.0), (("S", "R"), 5.0), (("S", "D"), 5.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
@@ -407,27 +407,46 @@ def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], 
 @pytest.mark.parametrize(
     ("lags", "can_rejoin", "first_tier", "patience"),
     [
-        (True, True, FirstTier.REJOIN, 0.5),  # five medians: a rejoin would cost less
-        (False, True, FirstTier.REJOIN, 0.8),  # nobody to blame, so all would have to restart
-        (True, False, FirstTier.REJOIN, 0.8),
-        (True, True, FirstTier.RESTART_RANKS, 0.8),
+        (True, True, FirstTier.REJOIN, 0.41),
+        (False, True, FirstTier.REJOIN, 1.66),  # nobody to blame, so all would have to restart
+        (True, False, FirstTier.REJOIN, 1.66),
+        (True, True, FirstTier.RESTART_RANKS, 1.66),
     ],
 )
 def test_a_pause_is_borne_for_as_long_as_this_very_cure_would_cost(
     lags: bool, can_rejoin: bool, first_tier: FirstTier, patience: float
 ) -> None:
-    """Two seconds beyond the limit of 0.8, three quarters of one only where the ranks that are left can rejoin."""
+    """Two seconds beyond the limit of 0.16, three quarters of one only where the ranks that are left can rejoin."""
     spec = replace(SPEC, recovery=replace(SPEC.recovery, first_tier=first_tier))
-    scene = late(2.0).rank(0, can_rejoin=can_rejoin).rank(1, can_rejoin=True)
+    scene = late(0.5).rank(0, can_rejoin=can_rejoin).rank(1, can_rejoin=True)
     group = GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x")
     other = replace(evidence(1), groups=(group,)) if lags else evidence(1)
-    incident = diagnose(spec, scene.asked(evidence(0), other).seen)
+    fast = StepTimes(seconds=(0.1,) * 10)
+    incident = diagnose(spec, replace(scene.asked(evidence(0), other).seen, step_times=fast))
     assert incident is not None
     assert incident.verdict.is_known is lags
     assert incident.patience_seconds == pytest.approx(patience)
 
 
-def eating(growth: int, used: int, at_seconds: float = 2.5) -> Scene:
+@pytest.mark.parametrize(
+    ("sight", "patience"),
+    [
+        ({}, 2.0),  # eight medians of half a second: it does nothing at all
+        ({"cpu_share": 0.9}, 5.0),  # fourteen: it may come to the end of a long step
+        ({"threads_running": 1}, 5.0),
+        ({"process_state": "D"}, 5.0),
+    ],
+)
+def test_a_rank_that_works_is_waited_for_longer(sight: dict[str, object], patience: float) -> None:
+    """One that was seen to compute, or to wait for a disk, is given more steps than one that merely sleeps."""
+    group = GroupProgress(name="dp", last_enqueued=21, last_completed=21, last_enqueued_name="x")
+    scene = late(2.0).asked(evidence(0), replace(evidence(1), groups=(group,), **sight))
+    assert scene.incident is not None
+    assert scene.incident.verdict.ranks == (1,)
+    assert scene.incident.patience_seconds == pytest.approx(patience)
+
+
+def eating(growth: int, used: int, at_seconds: float = 5.5) -> Scene:
     """Rank 1 takes up so many MiB a second, of 2 GiB of which so many are used, while rank 0 waits for it."""
     eater = RankEvidence(
         rank=1,
@@ -438,7 +457,7 @@ def eating(growth: int, used: int, at_seconds: float = 2.5) -> Scene:
         progress_seconds=at_seconds,
         memory_growth=growth * MIB,
     )
-    scene = late(4.1).asked(evidence(0), eater)
+    scene = late(7.1).asked(evidence(0), eater)
     scene.evidence = (
         scene.evidence[0],
         replace(scene.evidence[1], memory_used=used * MIB, memory_limit=2048 * MIB),
@@ -460,7 +479,7 @@ def test_a_rank_that_takes_up_memory_is_left_to_the_kernel() -> None:
     "scene",
     [
         eating(growth=10, used=1024),  # it would last for minutes: that is no reason to stand still
-        eating(growth=512, used=1024, at_seconds=-10.0),  # it should have been killed long ago
+        eating(growth=512, used=1024, at_seconds=-7.0),  # it should have been killed long ago
         eating(growth=0, used=2048),
     ],
 )
@@ -480,8 +499,8 @@ def test_a_rank_that_is_killed_while_it_is_asked_about_has_crashed() -> None:
 
 
 def test_patience_runs_out() -> None:
-    """Eight steps after the last mark, which is longer than a limit of two and a pause, whatever the evidence says."""
-    incident = late(4.1).asked(evidence(0), evidence(1)).incident
+    """Fourteen steps after the last mark, longer than a limit of 1.6 and a pause, whatever the evidence says."""
+    incident = late(7.1).asked(evidence(0), evidence(1)).incident
     assert incident is not None
     assert (incident.needs_evidence, incident.patience_seconds) == (False, 0.0)
 

@@ -13,6 +13,7 @@ from mend.heartbeats import Phase, RankExit, RankReport
 from mend.learnt import StepTimes
 from mend.spec import Limits
 from mend.watchdog import (
+    MEASURED_RANKS,
     MOST_PAUSE_SECONDS,
     REJOIN_SECONDS,
     RESTART_SECONDS,
@@ -59,13 +60,13 @@ def bounds_after(lengths: Sequence[float]) -> Bounds:
     [
         ([0.5], 5.0, 10.0),  # few samples: ten times the longest
         ([0.5, 2.0, 0.5], 20.0, 25.0),
-        ([1.0] * 8, 1.6, 6.6),  # no spread: 1.6 medians, then a pause
-        ([4.0] * 8, 6.4, 20.0),  # of longer steps, five
-        ([0.1] * 8, 1.5, 6.5),  # never below the floor, from which the pause counts
+        ([0.3] * 8, 1.5, 6.5),  # no spread: the floor, then a pause
+        ([4.0] * 8, 6.4, 56.0),  # of longer steps, fourteen
+        ([1.0] * 8, 1.6, 14.0),  # 1.6 medians, and fourteen
         ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
         ([1.0] * 12 + [30.0], 1.6, 60.0),  # one long step makes patient, and moves the limit not at all
-        ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 3 * 3.0),  # the second time, it is a habit
-        ([2.0] * 10 + [2.0 + 1.2 * 0.6745] * 5, 2.0 + 3.5 * 1.2, 2.0 + 15 * 1.2),  # a wide spread widens both
+        ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 14.0),  # the second time, it is a habit
+        ([2.0] * 10 + [2.0 + 2.0 * 0.6745] * 5, 2.0 + 3.5 * 2.0, 2.0 + 15 * 2.0),  # a wide spread widens both
     ],
 )
 def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -> None:
@@ -73,6 +74,20 @@ def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -
     found = bounds_after(lengths)
     assert found.limit == pytest.approx(limit, rel=1e-3)
     assert found.patience == pytest.approx(patience, rel=1e-3)
+
+
+def test_a_rank_that_does_nothing_is_waited_for_less() -> None:
+    """A long step is computed, or read from a disk: whoever sleeps in it is given eight medians, not fourteen."""
+    times = learnt([1.0] * 8)
+    assert step_bounds(times, LIMITS, idle=True) == pytest.approx((1.6, 8.0))
+
+
+@given(st.integers(1, 100_000))
+def test_more_ranks_are_borne_longer(ranks: int) -> None:
+    """Up to a minute: of more ranks one is likelier to make a long pause, and their way back costs more."""
+    borne = pause_in_force(None, may_rejoin=True, ranks=ranks)
+    assert REJOIN_SECONDS <= borne <= pause_in_force(None, may_rejoin=True, ranks=2 * ranks) <= MOST_PAUSE_SECONDS
+    assert (borne == REJOIN_SECONDS) is (ranks <= MEASURED_RANKS)
 
 
 def test_without_steps_there_is_nothing_learnt() -> None:
@@ -146,17 +161,17 @@ def test_a_new_controller_knows_the_last_step(steps: int, limit: float) -> None:
 
 def test_one_that_saves_explains_why_the_others_wait() -> None:
     """The gang is late only when each rank is late by the limit of its own phase."""
-    times = StepTimes(seconds=(1.0,) * 8)
+    times = StepTimes(seconds=(0.4,) * 8)
     waiting = [rank(idle=50.0, number=n) for n in range(3)]
     found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
     assert found is not None
     assert found.limit == 250.0
-    assert until_bounds(waiting, times, LIMITS) == pytest.approx((-48.4, -43.4))
+    assert until_bounds(waiting, times, LIMITS) == pytest.approx((-48.5, -43.5))
 
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
-    times = StepTimes(seconds=(1.0,) * 8)
+    times = StepTimes(seconds=(0.4,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
-    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == pytest.approx((0.6, 5.6))
+    assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == pytest.approx((0.5, 5.5))
     assert until_bounds((dead,), times, LIMITS) is None
