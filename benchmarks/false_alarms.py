@@ -5,9 +5,9 @@
 Lengths of steps are drawn in blocks; each goes through the controller's own `StepSamples` and `bounds_for`, one by one,
 as heartbeats would bring them. A *pause* is a step beyond its limit that went on by itself: it was noted and evidence
 was asked for, nothing else. A *false alarm* is a step beyond its patience: healthy ranks would have been killed. Steps
-are long here because ranks work; had they slept through them, patience would have been shorter, which is told too. Hangs
-are put into the same streams at random times; their delay is counted from the fault to the heartbeat that shows the
-gang beyond its limit, in steps of the gang's median at that time.
+are long here because ranks work; had they slept through them, patience would have been shorter, which is told too.
+Hangs are put into the same streams at random times; their delay is counted from the fault to the heartbeat that shows
+the gang beyond its limit, in steps of the gang's median at that time.
 
 The constants in watchdog.py were chosen by looking at the streams of seed 1; what is published is of another seed,
 which they have not seen.
