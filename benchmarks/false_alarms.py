@@ -9,8 +9,8 @@ are long here because ranks work; had they slept through them, patience would ha
 Hangs are put into the same streams at random times; their delay is counted from the fault to the heartbeat that shows
 the gang beyond its limit, in steps of the gang's median at that time.
 
-The constants in watchdog.py were chosen by looking at the streams of seed 1; what is published is of another seed,
-which they have not seen.
+The constants in watchdog.py were chosen by looking at the streams of seeds 1 to 10; what is published is of another
+seed, which they have not seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mend.heartbeats import Phase, RankReport
 from mend.spec import Limits, parse_spec
 from mend.watchdog import bounds_for, pause_in_force
 
-SEED: Final = 3
+SEED: Final = 11
 RANK_HOURS: Final = 1_250_000.0  # over all kinds of streams together
 QUICK_RANK_HOURS: Final = 150_000.0
 RANKS: Final = (8, 1024)

@@ -36,7 +36,7 @@ MEASURED_RANKS, RANKS_POWER = 8, 0.4  # the longest pause of n ranks, Pareto wit
 MOST_PAUSE_SECONDS = 60.0
 
 STEPS_TO_LIMIT, SPREADS_TO_LIMIT, PEAKS_TO_LIMIT = 1.6, 3.5, 1.12
-STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 14.0, 15.0, 3.0
+STEPS_OF_PATIENCE, SPREADS_OF_PATIENCE, PEAKS_OF_PATIENCE = 20.0, 15.0, 3.0
 STEPS_FOR_THE_IDLE = 8.0  # with a rank of which nothing runs: a long step is computed, or read from a disk
 
 

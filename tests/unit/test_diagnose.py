@@ -395,7 +395,7 @@ def test_a_standstill_must_have_been_heard_of() -> None:
 
 @pytest.mark.parametrize(
     ("states", "patience"),
-    [(("S", "S"), 5.0), (("S", "R"), 5.0), (("S", "D"), 5.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
+    [(("S", "S"), 8.0), (("S", "R"), 8.0), (("S", "D"), 8.0), (("S", "T"), 0.0), (("Z", "S"), 0.0)],
 )
 def test_only_the_kernels_word_makes_patience_needless(states: tuple[str, str], patience: float) -> None:
     """A stopped or a dead process does not go on by itself; one that sleeps, runs or waits for a disk may."""
@@ -432,9 +432,9 @@ def test_a_pause_is_borne_for_as_long_as_this_very_cure_would_cost(
     ("sight", "patience"),
     [
         ({}, 2.0),  # eight medians of half a second: it does nothing at all
-        ({"cpu_share": 0.9}, 5.0),  # fourteen: it may come to the end of a long step
-        ({"threads_running": 1}, 5.0),
-        ({"process_state": "D"}, 5.0),
+        ({"cpu_share": 0.9}, 8.0),  # twenty: it may come to the end of a long step
+        ({"threads_running": 1}, 8.0),
+        ({"process_state": "D"}, 8.0),
     ],
 )
 def test_a_rank_that_works_is_waited_for_longer(sight: dict[str, object], patience: float) -> None:
@@ -446,7 +446,7 @@ def test_a_rank_that_works_is_waited_for_longer(sight: dict[str, object], patien
     assert scene.incident.patience_seconds == pytest.approx(patience)
 
 
-def eating(growth: int, used: int, at_seconds: float = 5.5) -> Scene:
+def eating(growth: int, used: int, at_seconds: float = 8.5) -> Scene:
     """Rank 1 takes up so many MiB a second, of 2 GiB of which so many are used, while rank 0 waits for it."""
     eater = RankEvidence(
         rank=1,
@@ -457,7 +457,7 @@ def eating(growth: int, used: int, at_seconds: float = 5.5) -> Scene:
         progress_seconds=at_seconds,
         memory_growth=growth * MIB,
     )
-    scene = late(7.1).asked(evidence(0), eater)
+    scene = late(10.1).asked(evidence(0), eater)
     scene.evidence = (
         scene.evidence[0],
         replace(scene.evidence[1], memory_used=used * MIB, memory_limit=2048 * MIB),
@@ -479,7 +479,7 @@ def test_a_rank_that_takes_up_memory_is_left_to_the_kernel() -> None:
     "scene",
     [
         eating(growth=10, used=1024),  # it would last for minutes: that is no reason to stand still
-        eating(growth=512, used=1024, at_seconds=-7.0),  # it should have been killed long ago
+        eating(growth=512, used=1024, at_seconds=-4.0),  # it should have been killed long ago
         eating(growth=0, used=2048),
     ],
 )
@@ -499,8 +499,8 @@ def test_a_rank_that_is_killed_while_it_is_asked_about_has_crashed() -> None:
 
 
 def test_patience_runs_out() -> None:
-    """Fourteen steps after the last mark, longer than a limit of 1.6 and a pause, whatever the evidence says."""
-    incident = late(7.1).asked(evidence(0), evidence(1)).incident
+    """Twenty steps after the last mark, longer than a limit of 1.6 and a pause, whatever the evidence says."""
+    incident = late(10.1).asked(evidence(0), evidence(1)).incident
     assert incident is not None
     assert (incident.needs_evidence, incident.patience_seconds) == (False, 0.0)
 

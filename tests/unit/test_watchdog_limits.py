@@ -61,12 +61,12 @@ def bounds_after(lengths: Sequence[float]) -> Bounds:
         ([0.5], 5.0, 10.0),  # few samples: ten times the longest
         ([0.5, 2.0, 0.5], 20.0, 25.0),
         ([0.3] * 8, 1.5, 6.5),  # no spread: the floor, then a pause
-        ([4.0] * 8, 6.4, 56.0),  # of longer steps, fourteen
-        ([1.0] * 8, 1.6, 14.0),  # 1.6 medians, and fourteen
+        ([2.5] * 8, 4.0, 50.0),  # of longer steps too
+        ([1.0] * 8, 1.6, 20.0),  # 1.6 medians, and twenty
         ([50.0] * 8, 60.0, 60.0),  # never above the ceiling
         ([1.0] * 12 + [30.0], 1.6, 60.0),  # one long step makes patient, and moves the limit not at all
-        ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 14.0),  # the second time, it is a habit
-        ([2.0] * 10 + [2.0 + 2.0 * 0.6745] * 5, 2.0 + 3.5 * 2.0, 2.0 + 15 * 2.0),  # a wide spread widens both
+        ([1.0] * 12 + [3.0] + [1.0] * 12 + [3.0], 1.12 * 3.0, 20.0),  # the second time, it is a habit
+        ([1.0] * 10 + [1.0 + 2.0 * 0.6745] * 5, 1.0 + 3.5 * 2.0, 1.0 + 15 * 2.0),  # a wide spread widens both
     ],
 )
 def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -> None:
@@ -77,7 +77,7 @@ def test_bounds_of_a_step(lengths: list[float], limit: float, patience: float) -
 
 
 def test_a_rank_that_does_nothing_is_waited_for_less() -> None:
-    """A long step is computed, or read from a disk: whoever sleeps in it is given eight medians, not fourteen."""
+    """A long step is computed, or read from a disk: whoever sleeps in it is given eight medians, not twenty."""
     times = learnt([1.0] * 8)
     assert step_bounds(times, LIMITS, idle=True) == pytest.approx((1.6, 8.0))
 
@@ -161,7 +161,7 @@ def test_a_new_controller_knows_the_last_step(steps: int, limit: float) -> None:
 
 def test_one_that_saves_explains_why_the_others_wait() -> None:
     """The gang is late only when each rank is late by the limit of its own phase."""
-    times = StepTimes(seconds=(0.4,) * 8)
+    times = StepTimes(seconds=(0.3,) * 8)
     waiting = [rank(idle=50.0, number=n) for n in range(3)]
     found = until_bounds((*waiting, rank(Phase.SAVING, idle=50.0, number=3)), times, LIMITS)
     assert found is not None
@@ -171,7 +171,7 @@ def test_one_that_saves_explains_why_the_others_wait() -> None:
 
 def test_the_dead_are_not_waited_for() -> None:
     """A rank that has ended cannot hang; a gang of such has no limit."""
-    times = StepTimes(seconds=(0.4,) * 8)
+    times = StepTimes(seconds=(0.3,) * 8)
     dead = rank(idle=500.0, exit=RankExit(code=0))
     assert until_bounds((dead, rank(idle=1.0, number=1)), times, LIMITS) == pytest.approx((0.5, 5.5))
     assert until_bounds((dead,), times, LIMITS) is None
