@@ -92,7 +92,7 @@ def test_defaults_are_shown(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", given=named("defaults"))
     spec = yaml.safe_load(kubectl("get", "trun", "defaults", "-o", "yaml"))["spec"]
     assert spec["checkpoint"]["interval"] == "10m"
-    assert spec["health"]["limits"]["floor"] == "400ms"
+    assert spec["health"]["limits"]["floor"] == "150ms"
     assert spec["recovery"]["budgets"]["user"] == 3
 
 
