@@ -31,7 +31,7 @@ from mend.presence import (
 from mend.shortage import shortage
 from mend.spec import FirstTier, Limits, Spec
 from mend.status import RunPhase
-from mend.watchdog import pause_in_force, until_bounds
+from mend.watchdog import learnt_pause, pause_in_force, until_bounds
 
 SETTLE_SECONDS = 0.5  # a killed rank's own exit may come after its peers' complaints
 CHORUS_SECONDS = 0.1  # a mistake of the training code is often raised by every rank, one after the other
@@ -74,10 +74,11 @@ def seconds_until_diagnosis(spec: Spec, seen: Observation) -> float:
     return max(0.02, min(waits))
 
 
-def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None) -> Limits:
+def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None, *, idle: bool = False) -> Limits:
     """The spec's limits, with the pause that is borne now; ranks that were kept have little to do until they meet.
 
     Without a verdict it is presumed that one rank will be to blame; with one that blames nobody, all have to restart.
+    `idle`: who is to blame does nothing at all.
 
     Once all load they may have to read a checkpoint after all: each part of it that was read is a mark.
     """
@@ -87,7 +88,13 @@ def limits_now(spec: Spec, seen: Observation, verdict: Verdict | None = None) ->
     stay = tuple(rank for rank in seen.ranks if verdict is None or rank.rank not in verdict.ranks)
     may_rejoin = spec.recovery.first_tier is FirstTier.REJOIN and all(rank.can_rejoin for rank in stay)
     may_rejoin = may_rejoin and (verdict is None or verdict.is_known)
-    pause = pause_in_force(limits.pause_seconds, may_rejoin=may_rejoin, ranks=len(seen.ranks), hangs=hangs)
+    pause = pause_in_force(
+        limits.pause_seconds,
+        may_rejoin=may_rejoin,
+        ranks=len(seen.ranks),
+        learnt_seconds=learnt_pause(seen.step_times, limits, idle=idle),
+        hangs=hangs,
+    )
     limits = replace(limits, pause_seconds=pause)
     if not seen.status.keep or seen.status.phase is RunPhase.RUNNING:
         return limits
@@ -268,7 +275,8 @@ def _hung(spec: Spec, seen: Observation) -> Incident | None:
     awaited = short if short is not None and short.until_seconds > stands and not proven else None
     guilty = [each for each in evidence if each.rank in verdict.ranks]
     idle = bool(guilty) and all(map(_does_nothing, guilty))
-    left = until_bounds(heard, seen.step_times, limits_now(spec, seen, verdict), idle=idle) or left
+    limits = limits_now(spec, seen, verdict, idle=idle)
+    left = until_bounds(heard, seen.step_times, limits, idle=idle) or left
     patience = max(0.0, left.patience, awaited.until_seconds - stands if awaited is not None else 0.0)
     return Incident(
         kind=IncidentKind.HUNG,

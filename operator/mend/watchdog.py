@@ -47,17 +47,20 @@ class Bounds(NamedTuple):
     patience: float
 
 
-def pause_in_force(given_seconds: float | None, *, may_rejoin: bool, ranks: int = 1, hangs: int = 0) -> float:
-    """Seconds beyond the limit before a rank is killed without proof; `hangs`: for how many ranks were, of late.
+def pause_in_force(
+    given_seconds: float | None, *, may_rejoin: bool, ranks: int = 1, learnt_seconds: float = 0.0, hangs: int = 0
+) -> float:
+    """Seconds beyond the limit before a rank is killed without proof.
 
-    Of more ranks one is likelier to make a long pause, and their way back costs more.
+    Of more ranks one is likelier to make a long pause, and their way back costs more. `learnt_seconds` are borne
+    anyway, by what steps were like. All that twice as long for each of the `hangs` for which ranks were killed of late.
     """
     if given_seconds is not None:
         return given_seconds
     cost = REJOIN_SECONDS if may_rejoin else RESTART_SECONDS
     size: float = max(1.0, ranks / MEASURED_RANKS) ** RANKS_POWER
     doublings = min(hangs, 10)  # more than enough for the most
-    return min(cost * size * 2.0**doublings, MOST_PAUSE_SECONDS)
+    return min(max(cost * size, learnt_seconds) * 2.0**doublings, MOST_PAUSE_SECONDS)
 
 
 def step_bounds(times: StepTimes, limits: Limits, *, idle: bool = False) -> Bounds | None:
@@ -89,6 +92,12 @@ def _bounded(limit: float, patience: float, limits: Limits, most: float) -> Boun
     limit = min(max(limit, limits.floor_seconds), most)
     pause = pause_in_force(limits.pause_seconds, may_rejoin=True)
     return Bounds(limit, min(max(patience, limit + pause), most))
+
+
+def learnt_pause(times: StepTimes, limits: Limits, *, idle: bool = False) -> float:
+    """Seconds beyond the limit that are borne by what was learnt of steps alone; 0 before there are any."""
+    learnt = step_bounds(times, replace(limits, pause_seconds=0.0), idle=idle)
+    return learnt.patience - learnt.limit if learnt is not None else 0.0
 
 
 def bounds_for(rank: RankReport, times: StepTimes, limits: Limits, *, idle: bool = False) -> Bounds:

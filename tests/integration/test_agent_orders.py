@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 
 from agents_real import STEPS, AgentClient, a_launch, an_agent, at_step, launched, warm
-from mend.heartbeats import AgentState, Points, decode_stream
+from mend.environment import ENV_HEARTBEAT_SECONDS
+from mend.heartbeats import AgentState, Heartbeat, Points, decode_stream
 from mend.orders import Ack, Gather, SaveNow, Stop, decode_ack
 from mend.protocol import ORDERS_PATH, STREAM_PATH, encode
 
@@ -126,6 +130,25 @@ async def test_a_controller_that_comes_late_gets_the_whole_curve(agent: AgentCli
             if len(steps) > 30:
                 break
     assert steps == list(range(len(steps)))
+
+
+async def test_a_standstill_is_told_long_before_a_heartbeat_is_due(tmp_path: Path) -> None:
+    """Of ranks that have not marked for longer than a step takes, several heartbeats within one interval tell so."""
+    interval = {ENV_HEARTBEAT_SECONDS: "3", "STEP_SECONDS": "0.05"}
+    async with an_agent(["python", STEPS], tmp_path, env=interval) as client:
+        await warm(client)
+        await launched(client)
+        beat = await client.until(at_step(10))
+        heard = len(client.lines)
+        os.kill(beat.ranks[0].pid, signal.SIGSTOP)
+        await client.until(lambda beat: silence(beat) > 2.0)
+        told = [silence(line) for _, line in client.lines[heard:] if isinstance(line, Heartbeat)]
+        assert len([seconds for seconds in told if 0.05 < seconds <= 2.0]) >= 3, told
+
+
+def silence(beat: Heartbeat) -> float:
+    """Seconds for which no rank has marked."""
+    return min(rank.progress_seconds for rank in beat.ranks)
 
 
 async def test_a_controller_that_does_not_read_stops_nobody(agent: AgentClient) -> None:

@@ -736,7 +736,20 @@ def test_patience_grows_with_each_hang_of_a_day(spent: tuple[float, ...], may_re
     """A loop that pauses by design, and does not mark it, is killed for that a few times and then waited for."""
     scene = Scene().rank(0, can_rejoin=may_rejoin).rank(1, can_rejoin=may_rejoin)
     status = replace(scene.seen.status, spent={FailureClass.HANG: spent}, attempt_started_at=100_000.0)
-    assert limits_now(SPEC, replace(scene.seen, status=status)).pause_seconds == pause
+    seen = replace(scene.seen, status=status, step_times=StepTimes(seconds=(0.02,) * 10))
+    assert limits_now(SPEC, seen).pause_seconds == pause
+
+
+@pytest.mark.parametrize(("idle", "borne"), [(False, 10.0 - 0.8), (True, 4.0 - 0.8)])
+def test_what_was_learnt_of_steps_is_doubled_too(idle: bool, borne: float) -> None:
+    """A run of long steps, of which more is borne anyway, is not killed for one pause until its budget is spent."""
+    scene = Scene().rank(0, can_rejoin=True).rank(1, can_rejoin=True)
+    for hangs in range(3):
+        status = replace(
+            scene.seen.status, spent={FailureClass.HANG: (99_000.0,) * hangs}, attempt_started_at=100_000.0
+        )
+        found = limits_now(SPEC, replace(scene.seen, status=status), idle=idle).pause_seconds
+        assert found == pytest.approx(borne * 2**hangs)
 
 
 def test_a_pause_that_is_given_holds() -> None:
