@@ -579,8 +579,9 @@ class World:
         earlier = [self.gangs[attempt] for attempt in self.trained if attempt < gang.attempt]
         last = max(earlier, key=lambda each: each.attempt, default=None)
         if gang.restored.is_of_peers:
-            # Handed on by the last gang that trained, or by one that came after it and never made a step.
-            held = last is not None and gang.restored.step == last.step and gang.restored.attempt >= last.attempt
+            # As it was in the last gang that trained, or in one that came after it and never made a step.
+            giver = self.gangs[gang.restored.attempt]
+            held = last is not None and giver.attempt >= last.attempt and gang.restored.step == giver.step
         else:
             assert gang.began_from is not None
             held = last is None or line_holds(gang.began_from, last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, note
+from hypothesis import example, given, note
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -56,8 +56,16 @@ def test_ranks_that_rejoin_break_no_promise(schedule: list[Fault]) -> None:
     assert broken_promises(play(schedule, rejoins=True)) == []
 
 
+WIPED_AND_KILLED_AGAIN = [  # the third attempt goes back further than the second was, and never makes a step
+    Fault(after=4.8, what="kill", who=0, seconds=0.5),
+    Fault(after=1.2, what="wipe status", who=0, seconds=0.5),
+    Fault(after=2.0, what="kill", who=0, seconds=0.5),
+]
+
+
 @generously
 @given(schedules(EVERYTHING), st.sampled_from([1, 3, 10]), st.booleans())
+@example(WIPED_AND_KILLED_AGAIN, 3, True)
 def test_snapshots_break_no_promise(schedule: list[Fault], memory: int, rejoins: bool) -> None:
     """As above, where workers hold snapshots, copies of their buddies', and sometimes spoilt ones or no saver."""
     assert broken_promises(play(schedule, rejoins=rejoins, memory=memory)) == []
